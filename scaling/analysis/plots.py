@@ -1,0 +1,233 @@
+"""The figures of a report: each a function from an analysis to a matplotlib Figure. Saving is separate (style.save)."""
+
+from collections.abc import Callable
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from scaling.analysis import frontier
+from scaling.analysis.analyze import Analysis
+from scaling.analysis.curves import Curves
+from scaling.analysis.isoflop import Budget
+from scaling.analysis.style import (
+    APPROACH,
+    APPROACH_NAME,
+    FAINT,
+    GREY,
+    INK,
+    MARKERS,
+    figure,
+    log_axis,
+    pad,
+    pad_log,
+    power_of_ten,
+    ramp,
+    si,
+    style,
+)
+from scaling.analysis.uncertainty import LEVEL
+
+LOSS = "Loss (nats per token)"
+SIZE = "Parameters $N$"
+TOKENS = "Training tokens $D$"
+COMPUTE = "Training compute $C$ (FLOPs)"
+BAND_DRAWS = 400  # of the law's bootstrap draws, for the bands: the edges of a 90 % band are then good to a line's width
+
+
+def figures(analysis: Analysis) -> dict[str, Figure]:
+    """All figures that the analysis has data for, by name."""
+    makers: dict[str, tuple[bool, Callable[[Analysis], Figure]]] = {
+        "isoflop": (not isinstance(analysis.isoflop, str), isoflop_figure),
+        "optima": (True, optima_figure),
+        "surface": (True, surface_figure),
+        "residuals": (True, residual_figure),
+        "envelope": (not isinstance(analysis.envelope, str), envelope_figure),
+        "curves": (analysis.curves is not None, curves_figure),
+    }
+    with style():
+        return {name: make(analysis) for name, (possible, make) in makers.items() if possible}
+
+
+def isoflop_figure(analysis: Analysis) -> Figure:
+    """Loss against N, a valley a budget, with the local parabola and its minimum; edges are marked as not optimal."""
+    fig, (axes,) = figure(6.4, 4.2)
+    budgets = analysis.isoflop.budgets
+    handles = []
+    for k, (budget, colour) in enumerate(zip(budgets, ramp(len(budgets)), strict=True)):
+        cells, marker = budget.cells, MARKERS[k % len(MARKERS)]
+        axes.plot(cells.N_S, cells.loss_S, "-", color=colour, lw=0.6, alpha=0.45)
+        axes.plot(cells.N_S, cells.loss_S, marker, color=colour, ms=4.5, mec="white", mew=0.4)
+        _valley(axes, budget, colour)
+        label = power_of_ten(budget.C) + ("" if budget.status == "ok" else f"  ({budget.status.replace('_', ' ')})")
+        handles.append(Line2D([], [], color=colour, marker=marker, ms=4.5, mec="white", mew=0.4, label=label))
+    _losses(axes, np.concatenate([budget.cells.loss_S for budget in budgets]))
+    _line_of_optima(axes, analysis)
+    axes.set_xlim(*pad_log(np.concatenate([budget.cells.N_S for budget in budgets])))
+    log_axis(axes, "x", SIZE)
+    axes.set_ylabel(LOSS)
+    handles = handles[::-1] if budgets[0].cells.loss_S.min() < budgets[-1].cells.loss_S.min() else handles
+    legend = axes.legend(handles=handles, title="Compute $C$ (FLOPs)", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.add_artist(legend)
+    marks = [Line2D([], [], ls="", marker="*", ms=10, color=INK, mec="white", mew=0.6, label="fitted minimum")]
+    if any(budget.status != "ok" for budget in budgets):
+        marks.append(Line2D([], [], ls="", marker="x", ms=7, mew=1.4, color="#B00020", label="lowest, not an optimum"))
+    axes.legend(handles=marks, loc="lower left", bbox_to_anchor=(1.0, 0.0))
+    return fig
+
+
+def _valley(axes: Axes, budget: Budget, colour: str) -> None:
+    if budget.status == "ok":
+        near = np.log(budget.cells.N_S[budget.weight_S >= 0.25 * budget.weight_S.max()] / budget.N_0)
+        u = np.linspace(near.min(), near.max(), 100)
+        axes.plot(budget.N_0 * np.exp(u), np.vander(u, 3, increasing=True) @ budget.parabola, color=colour, lw=1.6)
+        axes.plot(budget.N_opt, budget.loss_opt, "*", ms=11, color=colour, mec=INK, mew=0.6, zorder=5)
+        return
+    lowest = budget.cells.loss_S.argmin()
+    axes.plot(budget.cells.N_S[lowest], budget.cells.loss_S[lowest], "x", ms=8, mew=1.6, color="#B00020", zorder=6)
+
+
+def _line_of_optima(axes: Axes, analysis: Analysis) -> None:
+    ok = [budget for budget in analysis.isoflop.budgets if budget.status == "ok"]
+    if len(ok) > 1:
+        axes.plot([b.N_opt for b in ok], [b.loss_opt for b in ok], ":", color=GREY, lw=1.0, zorder=1)
+
+
+def _losses(axes: Axes, loss: np.ndarray) -> None:
+    """Linear loss axis; a few runs far above the others may not squash the valleys, so the axis ends below them."""
+    low, high = loss.min(), min(loss.max(), np.median(loss) + 6 * (np.median(loss) - loss.min()))
+    axes.set_ylim(*pad([low, high]))
+
+
+def optima_figure(analysis: Analysis) -> Figure:
+    """N*(C) and D*(C) of the approaches with their bands, side by side; measured minima as points."""
+    fig, panels = figure(7.4, 3.7, columns=2)
+    table = analysis.table
+    ends = [table.C_R.min(), table.C_R.max(), *analysis.target_flops]
+    C_G = np.geomspace(*pad_log(ends, 0.02), 41)
+    fit = analysis.fit
+    law = frontier.optima(fit.law, fit.theta_P[None], fit.centre, analysis.cost, C_G)
+    drawn = frontier.optima(fit.law, analysis.theta_BxP[:BAND_DRAWS], fit.centre, analysis.cost, C_G)
+    for axes, label, quantity in zip(panels, (SIZE, TOKENS), ("N", "D"), strict=True):
+        _band(axes, C_G, getattr(law, f"{quantity}_BxG")[0], getattr(drawn, f"{quantity}_BxG"), "approach3", "-")
+        for name, result, draws, line in (
+            ("approach2", analysis.isoflop, analysis.isoflop_draws, "--"),
+            ("approach1", analysis.envelope, analysis.envelope_draws, "-."),
+        ):
+            if draws is not None:
+                power, powers = getattr(result, f"{quantity}_power"), getattr(draws, f"{quantity}_power")
+                _band(axes, C_G, power.at(C_G)[0], powers.at(C_G), name, line)
+        if not isinstance(analysis.isoflop, str):
+            ok = [budget for budget in analysis.isoflop.budgets if budget.status == "ok"]
+            points = [getattr(budget, f"{quantity}_opt") for budget in ok]
+            axes.plot([b.C for b in ok], points, "o", ms=5, color=APPROACH["approach2"], mec="white", mew=0.6, zorder=5)
+        axes.set_xlim(C_G[0], C_G[-1])
+        # The limits come from lines and points: a band of no information may not squash them.
+        lines = [line.get_ydata() for line in axes.lines if len(line.get_xdata()) > 0]
+        axes.set_ylim(*pad_log([y for line in lines for y in line if np.isfinite(y) and y > 0], 0.12))
+        axes.axvspan(table.C_R.max(), C_G[-1], color=FAINT, alpha=0.35, lw=0, zorder=0)
+        log_axis(axes, "x", COMPUTE, tens=True, labels=5)
+        log_axis(axes, "y", f"Compute-optimal {label[0].lower()}{label[1:].replace('$N$', '$N^*$').replace('$D$', '$D^*$')}")
+    handles, labels = panels[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside upper center", ncols=len(handles), columnspacing=1.6)
+    return fig
+
+
+def _band(axes: Axes, C_G: np.ndarray, centre_G: np.ndarray, draws_BxG: np.ndarray, name: str, line: str) -> None:
+    axes.plot(C_G, centre_G, line, color=APPROACH[name], label=APPROACH_NAME[name], zorder=3)
+    if np.isfinite(draws_BxG).mean(0).min() > 0.5:  # as estimate(): an interval of fewer than half the resamples is none
+        low_G, high_G = np.nanquantile(draws_BxG, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        axes.fill_between(C_G, low_G, high_G, color=APPROACH[name], alpha=0.16, lw=0)
+
+
+def surface_figure(analysis: Analysis) -> Figure:
+    """Contours of the fitted loss over compute and size, with the efficient frontier and the runs."""
+    fig, (axes,) = figure(6.4, 4.4)
+    table, fit, cost = analysis.table, analysis.fit, analysis.cost
+    C_G = np.geomspace(*pad_log([table.C_R.min(), table.C_R.max(), *analysis.target_flops], 0.04), 81)
+    best = frontier.optima(fit.law, fit.theta_P[None], fit.centre, cost, C_G)
+    known = np.isfinite(best.N_BxG[0])
+    N_M = np.geomspace(*pad_log(np.concatenate([table.N_R, best.N_BxG[0][known]]), 0.04), 121)
+    D_MxG = C_G / cost.flops(np.log(N_M))[:, None]
+    loss_MxG = fit.loss(N_M[:, None], D_MxG)
+    low, high = best.loss_BxG[0][known].min(), np.quantile(table.loss_R, 0.98)
+    # Even steps of reducible loss in log: contours as dense where the surface is flat as where it is steep.
+    E = fit.parameters["E"]
+    floor = max(low - E, 1e-9)
+    levels = np.unique(np.round(E + np.geomspace(floor, max(high - E, 1.5 * floor), 14), 2))
+    axes.set(xscale="log", yscale="log", xlim=(C_G[0], C_G[-1]), ylim=(N_M[0], N_M[-1]))
+    contours = axes.contour(C_G, N_M, loss_MxG, levels=levels, cmap="viridis", linewidths=0.9)
+    axes.clabel(contours, levels[1::2], fmt="%.2f", fontsize=7, inline_spacing=3)
+    axes.plot(C_G, best.N_BxG[0], color=APPROACH["approach3"], lw=2.0, label="efficient frontier of the law")
+    axes.plot(table.C_R, table.N_R, "o", ms=3.6, color=INK, mec="white", mew=0.4, ls="", label="runs")
+    aims = [optimum for optimum in analysis.optima if optimum["N"]["value"] is not None]
+    if aims:
+        at = [[optimum["C"] for optimum in aims], [optimum["N"]["value"] for optimum in aims]]
+        axes.plot(*at, "*", ms=12, color="#E69F00", mec=INK, mew=0.6, ls="", label="recommended next run", zorder=6)
+    log_axis(axes, "x", COMPUTE, tens=True)
+    log_axis(axes, "y", SIZE)
+    fig.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return fig
+
+
+def residual_figure(analysis: Analysis) -> Figure:
+    """How far every run lies from the law, in per cent, against compute: structure here is misfit, not noise."""
+    fig, (axes,) = figure(6.4, 2.9)
+    table = analysis.table
+    percent = 100 * np.expm1(analysis.fit.residual_R)
+    sizes, number_R = np.unique(table.N_R, return_inverse=True)
+    shade = np.log(table.N_R)
+    dots = axes.scatter(table.C_R, percent, c=shade, cmap="viridis", s=20, lw=0.3, edgecolors=INK, zorder=3)
+    axes.axhline(0, color=GREY, lw=0.8)
+    axes.set_xlim(*pad_log(table.C_R))
+    log_axis(axes, "x", COMPUTE, tens=True)
+    axes.set_ylabel("Measured / fitted loss − 1 (%)")
+    bar = fig.colorbar(dots, ax=axes, label=SIZE, pad=0.02)
+    ticks = np.geomspace(sizes[0], sizes[-1], 4)
+    bar.set_ticks(np.log(ticks), labels=[si(tick, 2) for tick in ticks])
+    bar.outline.set_visible(False)
+    return fig
+
+
+def envelope_figure(analysis: Analysis) -> Figure:
+    """The training curves against compute, and the envelope under them: where it is bracketed and where it is not."""
+    fig, (axes,) = figure(6.4, 4.0)
+    found = analysis.envelope
+    _curves(axes, analysis.curves, "C")
+    C_G = np.exp(found.race.log_C_G)
+    axes.plot(C_G, found.loss_G, color=INK, lw=1.3, ls=(0, (1, 1)), label="envelope, held by an extreme size", zorder=4)
+    axes.plot(C_G, np.where(found.inner_G, found.loss_G, np.nan), color=INK, lw=2.4, label="envelope, used", zorder=5)
+    axes.legend(loc="upper right")
+    log_axis(axes, "x", COMPUTE, tens=True)
+    return fig
+
+
+def curves_figure(analysis: Analysis) -> Figure:
+    """Held-out loss against tokens trained on, a line a run."""
+    fig, (axes,) = figure(6.4, 4.0)
+    _curves(axes, analysis.curves, "D")
+    log_axis(axes, "x", TOKENS)
+    return fig
+
+
+def _curves(axes: Axes, curves: Curves, against: str) -> None:
+    sizes = np.unique(curves.N_P)
+    colours = dict(zip(sizes, ramp(len(sizes)), strict=True))
+    x_P = getattr(curves, f"{against}_P")
+    for run in range(len(curves.names)):
+        points = curves.of(run)
+        colour = colours[curves.N_P[points[-1]]]
+        axes.plot(x_P[points], curves.loss_P[points], color=colour, lw=1.0, alpha=0.85)
+        axes.plot(x_P[points[-1]], curves.loss_P[points[-1]], "o", color=colour, ms=3.5, mec="white", mew=0.4)
+    shown = sizes if len(sizes) <= 10 else sizes[np.linspace(0, len(sizes) - 1, 8).round().astype(int)]
+    handles = [Line2D([], [], color=colours[N], lw=1.5, label=si(N)) for N in shown[::-1]]
+    axes.figure.legend(handles=handles, title=SIZE, loc="outside right upper")
+    last = [curves.of(run)[-1] for run in range(len(curves.names))]
+    # What happened before any run was useful would take most of the height.
+    top = min(curves.loss_P.max(), 2 * curves.loss_P[last].max() - curves.loss_P.min())
+    axes.set_xlim(*pad_log(x_P))
+    axes.set_ylim(*pad([curves.loss_P.min(), top]))
+    axes.set_ylabel(LOSS)
+
+

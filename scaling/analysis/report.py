@@ -1,0 +1,165 @@
+"""report.json, next_run.json, report.html and the figures of an analysis, in the formats of the design."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from scaling.analysis import decisions, page, plots, style, verdicts
+from scaling.analysis.analyze import Analysis
+from scaling.analysis.envelope import CAUTION, touches
+from scaling.analysis.isoflop import METHOD
+from scaling.analysis.uncertainty import estimate
+from scaling.files import Path, write_json, write_text
+
+TITLE = "Scaling-law report"
+
+
+def write_report(
+    analysis: Analysis,
+    out_dir: Path,
+    *,
+    next_runs: Sequence[dict[str, Any]] | None = None,
+    prediction: dict[str, Any] | None = None,
+    title: str = TITLE,
+    notes: Sequence[str] = (),
+) -> None:
+    """Writes report.html, report.json, next_run.json, and each figure as .svg and .png into out_dir.
+
+    next_runs: those to write (with the runs to train, say); none: decisions.next_runs(analysis).
+    prediction: {"target_flops", "N", "D", "C", "predicted": EST, "measured": float or None, "loss_stderr", "run", "blind"}:
+    a prediction made by an earlier analysis and, once there is one, the measurement. notes: plain sentences to print.
+    """
+    out_dir = pathlib.Path(out_dir)
+    runs = list(decisions.next_runs(analysis) if next_runs is None else next_runs)
+    report = report_dict(analysis, prediction)
+    figures = plots.figures(analysis)
+    for name, figure in figures.items():
+        style.save(figure, out_dir, name)
+    inline = {name: (out_dir / f"{name}.svg").read_text(encoding="utf-8") for name in figures}
+    html = page.page(analysis, report, runs, inline, title, notes)
+    write_json(out_dir / "next_run.json", runs)
+    write_json(out_dir / "report.json", report)
+    write_text(out_dir / "report.html", html)
+
+
+def report_dict(analysis: Analysis, prediction: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The content of report.json: strict JSON values only, null where there is no number."""
+    table = analysis.table
+    report = {
+        "data": {
+            "rows": table.rows,
+            "used": len(table.N_R),
+            "dropped": list(table.dropped),
+            "sha256": table.sha256,
+            "columns": list(table.columns),
+            "conventions": dict(table.conventions),
+            "outliers": table.outliers,
+        },
+        "approach1": _approach1(analysis),
+        "approach2": _approach2(analysis),
+        "approach3": _approach3(analysis),
+        "laws": [_law(analysis)],
+        "optima": list(analysis.optima),
+        "warnings": list(analysis.warnings),
+        "bootstrap": {"resamples": analysis.resamples, "seed": analysis.seed},
+    }
+    if table.alternative is not None:
+        key = "without_outliers" if table.outliers == "kept" else "with_outliers"
+        report[key] = {"N_exponent": verdicts.exponents_without(table.alternative)}
+    if prediction is not None:
+        report["prediction"] = {**prediction, "inside": inside(prediction)}
+    return report
+
+
+def inside(prediction: dict[str, Any]) -> bool | None:
+    """Whether the measured loss lies in the predicted interval; None where either is missing."""
+    interval, measured = prediction["predicted"]["ci"], prediction["measured"]
+    return None if interval is None or measured is None else bool(interval[0] <= measured <= interval[1])
+
+
+def _approach1(analysis: Analysis) -> dict[str, Any]:
+    found = analysis.envelope
+    if isinstance(found, str):
+        return {"skipped": found}
+    N, D = verdicts.exponents(analysis)["approach1"]
+    points = touches(found, analysis.curves.names)
+    return {"N_exponent": N, "D_exponent": D, "points": points, "caution": CAUTION}
+
+
+def _approach2(analysis: Analysis) -> dict[str, Any]:
+    found = analysis.isoflop
+    if isinstance(found, str):
+        return {"skipped": found}
+    N, D = verdicts.exponents(analysis).get("approach2", (estimate(np.nan), estimate(np.nan)))
+    budgets = [
+        {
+            "C": budget.C,
+            "N_opt": _number(budget.N_opt),
+            "D_opt": _number(budget.D_opt),
+            "loss_opt": _number(budget.loss_opt),
+            "status": budget.status,
+            "n": budget.n,
+        }
+        for budget in found.budgets
+    ]
+    return {"N_exponent": N, "D_exponent": D, "method": METHOD, "budgets": budgets}
+
+
+def _approach3(analysis: Analysis) -> dict[str, Any]:
+    N, D = verdicts.exponents(analysis)["approach3"]
+    law = _law(analysis)
+    return {
+        "law": law["law"],
+        "objective": law["objective"],
+        "parameters": law["parameters"],
+        "N_exponent": N,
+        "D_exponent": D,
+        "N_exponent_local": analysis.local_slope,
+        "certificate": analysis.fit.certificate,
+    }
+
+
+def _law(analysis: Analysis) -> dict[str, Any]:
+    fit = analysis.fit
+    drawn = fit.law.natural(analysis.theta_BxP, fit.centre)
+    return {
+        "law": fit.law.name,
+        "objective": {"kind": fit.objective.kind, "delta": fit.objective.delta, "value": fit.value},
+        "parameters": {name: estimate(fit.parameters[name], drawn[name]) for name in fit.law.parameters},
+        "held_out_rmse": analysis.held_out_rmse,
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def summary(analysis: Analysis) -> str:
+    """A few lines for the terminal: exponents with intervals, warnings, the next run."""
+    lines = [f"{len(analysis.table.N_R)} of {analysis.table.rows} runs used"]
+    found = verdicts.exponents(analysis)
+    reasons = {"approach1": analysis.envelope, "approach2": analysis.isoflop}
+    for name in ("approach1", "approach2", "approach3"):
+        if name in found:
+            N, D = (_spoken(est) for est in found[name])
+            lines.append(f"{style.APPROACH_NAME[name]}: N* ~ C^{N}, D* ~ C^{D}")
+        else:
+            why = reasons[name] if isinstance(reasons[name], str) else "fewer than two budgets have an optimum"
+            lines.append(f"{style.APPROACH_NAME[name]}: skipped, {why}")
+    for run in decisions.next_runs(analysis):
+        N, D, loss = (run[key] for key in ("N", "D", "loss"))
+        lines.append(
+            f"at {run['target_flops']:.3g} FLOPs: N {style.si(N['value'])}, D {style.si(D['value'])}, "
+            f"loss {_spoken(loss)} nats per token"
+        )
+    lines += [f"warning {warning['code']}: {warning['message']}" for warning in analysis.warnings]
+    return "\n".join(lines)
+
+
+def _spoken(est: dict[str, Any]) -> str:
+    if est["value"] is None:
+        return "unknown"
+    interval = f" [{est['ci'][0]:.3f}, {est['ci'][1]:.3f}]" if est["ci"] else " (no interval)"
+    return f"{est['value']:.3f}{interval}"

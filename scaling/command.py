@@ -1,0 +1,50 @@
+"""One way to start every command: friendly errors for flags and configs, and the exit codes of the design.
+
+0 done; 1 a bug (traceback); 2 the user's input (one line); 3 some cells failed; 75 stopped on request, start again.
+"""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+
+from scaling.errors import InputError, RunFailedError, StoppedError
+
+DONE, BAD_INPUT, FAILED, STOPPED = 0, 2, 3, 75
+
+
+def launch(main: Callable[[list[str]], int | None]) -> None:
+    """Parses the flags, calls main(argv without flags), and exits with its code. For `if __name__ == "__main__":`."""
+    app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+
+
+def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
+    if argv[1:]:
+        return _refuse(f"unexpected argument {argv[1]!r}: every option is a flag, --name=value")
+    try:
+        return main(argv[1:]) or DONE
+    except InputError as error:
+        return _refuse(str(error))
+    except StoppedError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return STOPPED
+    except RunFailedError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        message = str(error)
+    # ml_collections reads the config file and sets its fields while flags are parsed, and lets their errors through:
+    # whatever a user's config file raises is the user's to mend, so it is shown by type and text, in one line.
+    except Exception as error:
+        message = str(error) if isinstance(error, InputError) else f"--config: {type(error).__name__}: {error}"
+    raise SystemExit(_refuse(message))
+
+
+def _refuse(message: str) -> int:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return BAD_INPUT

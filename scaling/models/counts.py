@@ -1,0 +1,120 @@
+"""Parameters and FLOPs of a model, in pieces, and the field's conventions for adding them up.
+
+Closed forms in plain integers and floats, so that a plan of thousands of cells needs no tracing. That they equal the
+abstract tree and the matrix products of the traced training step is shown in tests/models/test_counts.py.
+"""
+
+import dataclasses
+
+from scaling.runs import ModelShape
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """Sizes of the pieces of the real parameter tree; a tied embedding counts once, under N_embedding."""
+
+    N_embedding: int  # token table, and learned positions
+    N_head: int
+    N_blocks: int  # matrices of attention and feed-forward
+    N_norms: int
+
+    @property
+    def N(self) -> int:
+        return self.N_embedding + self.N_head + self.N_blocks + self.N_norms
+
+
+def parameters(shape: ModelShape) -> Parameters:
+    """The parameters of a model in pieces."""
+    D, N, K, V = shape.d_model, shape.n_layers, shape.head_size, shape.vocab_size
+    vectors = 2 if shape.norm == "layernorm" else 1
+    norm_width = D * (2 * N + 1) + (2 * K * N if shape.qk_norm else 0)
+    return Parameters(
+        N_embedding=V * D + (shape.n_positions or 0) * D,
+        N_head=0 if shape.tied_embeddings else V * D,
+        N_blocks=N * block_matrices(shape),
+        N_norms=vectors * norm_width,
+    )
+
+
+def block_matrices(shape: ModelShape) -> int:
+    """Matrix parameters of one block: queries, keys, values, output; up, down, and the gate of SwiGLU."""
+    attention = shape.d_model * shape.head_size * 2 * (shape.n_heads + shape.kv_heads)
+    feed_forward = shape.d_model * shape.d_ff * (3 if shape.activation == "swiglu" else 2)
+    return attention + feed_forward
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardFlops:
+    """FLOPs a token of one forward pass, in pieces. A multiply-add is two."""
+
+    matmul: int  # matrices of the blocks
+    attention: int  # q k^T and weights x v, every query against all L keys
+    head: int
+
+
+def forward_flops(shape: ModelShape, length: int) -> ForwardFlops:
+    """FLOPs a token of the forward pass over sequences of `length` tokens."""
+    return ForwardFlops(
+        matmul=2 * shape.n_layers * block_matrices(shape),
+        attention=4 * shape.n_layers * length * shape.n_heads * shape.head_size,
+        head=2 * shape.d_model * shape.vocab_size,
+    )
+
+
+def flops_per_token(shape: ModelShape, length: int) -> float:
+    """F: training FLOPs a token, three times the forward pass; C = D x F, the convention of budgets."""
+    f = forward_flops(shape, length)
+    return 3.0 * (f.matmul + f.attention + f.head)
+
+
+def chinchilla_flops_per_token(shape: ModelShape, length: int, layers_only: bool) -> float:
+    """Training FLOPs a token as counted in Hoffmann et al. 2022, Appendix F.
+
+    layers_only leaves out the embedding and final-logit terms that the text lists: so, and with N_published, the ratios
+    to 6ND of its Table A4 come out (73M: 1.03; with those terms 1.58).
+    """
+    D, F, V, S = shape.d_model, shape.d_ff, shape.vocab_size, length
+    width = shape.head_size * shape.n_heads
+    attention = 6 * D * width + 2 * S * width + 3 * shape.n_heads * S + 2 * S * width + 2 * width * D
+    layers = shape.n_layers * (attention + 4 * D * F)
+    embedding_and_logits = 0 if layers_only else 4 * V * D
+    return 3.0 * (layers + embedding_and_logits)
+
+
+def n_published(shape: ModelShape) -> int:
+    """The size a Chinchilla model is labelled by: fifth D x HK matrix is Transformer-XL's relative-position projection.
+
+    n_layers (5 D H K + 2 D F) + V D gives all 50 sizes of Hoffmann et al. 2022, Table A9, with V = 32,000. A real tree
+    with rotary positions is smaller (the 16,183M one by 7.6 %), so label and N differ.
+    """
+    D, width = shape.d_model, shape.n_heads * shape.head_size
+    return shape.n_layers * (5 * D * width + 2 * D * shape.d_ff) + shape.vocab_size * D
+
+
+def counts(shape: ModelShape, length: int, tokens: float) -> dict[str, float]:
+    """All counts of a run of D = `tokens`, as they stand in results: parameters in pieces, FLOPs in conventions.
+
+    C is D x F. C_6nd is 6 N D; C_chinchilla and C_chinchilla_layers are Appendix F; C_causal counts only the
+    L (L + 1) / 2 pairs that attention keeps; C_nonembedding is 6 D times the parameters outside embedding and head
+    (Kaplan et al. 2020).
+    Floats: 6 N D overflows int64 at scale.
+    """
+    n = parameters(shape)
+    forward = forward_flops(shape, length)
+    masked = 3.0 * forward.attention * (length - 1) / (2 * length)
+    per_token = {
+        "C": flops_per_token(shape, length),
+        "C_6nd": 6.0 * n.N,
+        "C_chinchilla": chinchilla_flops_per_token(shape, length, layers_only=False),
+        "C_chinchilla_layers": chinchilla_flops_per_token(shape, length, layers_only=True),
+        "C_causal": flops_per_token(shape, length) - masked,
+        "C_nonembedding": 6.0 * (n.N_blocks + n.N_norms),
+    }
+    return {
+        "N": float(n.N),
+        "N_active": float(n.N),
+        "D": float(tokens),
+        **{name: float(value) for name, value in dataclasses.asdict(n).items()},
+        **{f"flops_forward_{name}": float(value) for name, value in dataclasses.asdict(forward).items()},
+        **{name: value * tokens for name, value in per_token.items()},
+    }
