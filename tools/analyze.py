@@ -1,8 +1,9 @@
-"""python -m tools.analyze --runs=a.csv[,b.csv] [--curves=c.csv] --out=DIR [--target_flops=1e21,...] [--loss_unit=nats|bits]
+"""python -m tools.analyze --runs=a.csv[,b.csv] [--curves=c.csv] --out=DIR [--target_flops=1e21,...]
+[--loss_unit=nats|bits]
 
-Fits scaling laws to a table of runs, anyone's: the three approaches of Hoffmann et al. 2022 with bootstrap intervals, the
-compute-optimal run at each target, figures and an offline report. The table needs columns N (parameters), D (tokens) and
-loss; C (FLOPs) defaults to 6ND.
+Fits scaling laws to a table of runs, anyone's: the three approaches of Hoffmann et al. 2022 with bootstrap intervals,
+the compute-optimal run at each target, figures and an offline report. The table needs columns N (parameters), D
+(tokens) and loss; C (FLOPs) defaults to 6ND.
 """
 
 from collections.abc import Sequence

@@ -12,14 +12,16 @@ from scaling.analysis.table import Table
 from scaling.errors import InputError
 
 RESAMPLES = 1000
+CONVERGED = 1e-6  # relative gradient of a refit
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Analysis:
     """Everything that was estimated. Approaches that could not be done are a string that says why.
 
-    fit: Approach 3, with theta_BxP its bootstrap draws; isoflop: Approach 2; envelope: Approach 1; their *_draws likewise.
-    local_slope: EST of d ln N* / d ln C under the table's own C, at the geometric middle of its C.
+    fit: Approach 3, with theta_BxP its bootstrap draws, of which `unconverged` are not stationary; isoflop: Approach 2;
+    envelope: Approach 1; their *_draws likewise. local_slope: EST of d ln N* / d ln C under the table's own C, at the
+    geometric middle of its C.
     """
 
     table: Table
@@ -29,6 +31,7 @@ class Analysis:
     seed: int
     fit: fitting.Fit
     theta_BxP: np.ndarray
+    unconverged: int
     cost: frontier.TokenCost
     isoflop: isoflop.IsoFLOP | str
     isoflop_draws: uncertainty.Draws | None
@@ -58,7 +61,8 @@ def analyze(
 
     inputs = laws.Inputs(table.N_R, table.D_R)
     fit = fitting.fit(laws.CHINCHILLA, inputs, table.loss_R)
-    theta_BxP = uncertainty.law_draws(fit, table, resamples, streams[0])
+    draws = uncertainty.law_draws(fit, table, resamples, streams[0])
+    theta_BxP = draws.theta_BxP
     cost = frontier.token_cost(table)
     middle = float(np.sqrt(table.C_R.min() * table.C_R.max()))
     slope = frontier.local_slope(fit.law, fit.theta_P[None], fit.centre, cost, middle)[0]
@@ -81,6 +85,7 @@ def analyze(
         seed=seed,
         fit=fit,
         theta_BxP=theta_BxP,
+        unconverged=int((draws.gradient_B > CONVERGED).sum()),
         cost=cost,
         isoflop=valleys,
         isoflop_draws=valley_draws,

@@ -38,7 +38,8 @@ def read_curves(path: Path, *, loss_unit: table.LossUnit = "nats") -> Curves:
 
 
 def curves_from_frame(frame: pd.DataFrame, *, loss_unit: table.LossUnit = "nats", where: str = "curves") -> Curves:
-    """The same from a pandas DataFrame; rows of other splits than validation, and points before any token, are unused."""
+    """The same from a pandas DataFrame; rows of other splits than validation, and points before any token, are
+    unused."""
     missing = [name for name in COLUMNS if name not in frame.columns]
     if missing:
         raise InputError(f"no column {', '.join(missing)}", where, f"training curves need {', '.join(COLUMNS)}")

@@ -29,7 +29,8 @@ def predict_loss(analysis: "Analysis", N: float, D: float) -> dict[str, Any]:
 
 
 def optima(analysis: "Analysis") -> list[dict[str, Any]]:
-    """The optimum at every target: {"C", "N": EST, "D": EST, "loss": EST}; loss is that of a run to be measured there."""
+    """The optimum at every target: {"C", "N": EST, "D": EST, "loss": EST}; loss is that of a run to be measured
+    there."""
     fit, C_G = analysis.fit, np.array(analysis.target_flops)
     if not len(C_G):
         return []

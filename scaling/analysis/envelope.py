@@ -1,8 +1,9 @@
 """Approach 1: the lower envelope of the training curves (Hoffmann et al. 2022, 3.1).
 
-At every compute C the run with the lowest held-out loss so far is compute-optimal among those there are; its N and D at
-that C give N*(C) and D*(C). Where the winner is the smallest or the largest size still in the race, the envelope only
-shows where the sizes end, and the point is left out.
+At every compute C the run with the lowest held-out loss is compute-optimal among those there are; its N and D at that C
+give N*(C) and D*(C). Two kinds of points are left out: where the winner is the smallest or the largest size still in
+the race, so that only the end of the sizes shows, and where some run had reached a lower loss with less compute, which
+happens after the annealed ends of runs.
 """
 
 import dataclasses
@@ -16,8 +17,8 @@ from scaling.analysis.powers import Power, power_law
 GRID = 400  # values of C, evenly in log C
 MIN_RUNS = 3  # sizes that touch the envelope between the edges; fewer give no slope
 CAUTION = (
-    "The learning rate of an intermediate point has not been annealed unless the schedule ends there: losses on the way of "
-    "a cosine run lie above those of a run planned to end there, which favours the ends of runs."
+    "The learning rate of an intermediate point has not been annealed unless the schedule ends there: losses on the "
+    "way of a cosine run lie above those of a run planned to end there, which favours the ends of runs."
 )
 
 
@@ -32,7 +33,8 @@ class Race(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Envelope:
-    """Approach 1. winner_G: the run on the envelope at each C; inner_G: where it is a bracketed winner."""
+    """Approach 1. winner_G: the best run at each C; inner_G: where it touches the envelope, bracketed; loss_G: of
+    that."""
 
     race: Race
     winner_G: np.ndarray
@@ -58,7 +60,7 @@ def envelope(curves: Curves | None) -> Envelope | str:
             f"{MIN_RUNS} are the least for a slope"
         )
     N_power, D_power = powers(race, winner_BxG, inner_BxG)
-    loss_G = race.loss_KxG[winner_BxG[0], np.arange(GRID)]
+    loss_G = np.minimum.accumulate(race.loss_KxG[winner_BxG[0], np.arange(GRID)])
     return Envelope(race, winner_BxG[0], inner_BxG[0], loss_G, N_power, D_power)
 
 
@@ -79,7 +81,8 @@ def race_of(curves: Curves) -> Race:
 
 
 def winners(race: Race, present_BxK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The winning run at each C among those present, winner_BxG, and whether sizes on both sides raced: inner_BxG."""
+    """The best run at each C among those present, winner_BxG; and inner_BxG, whether its loss is the lowest so far and
+    smaller and larger sizes were in the race."""
     B, G = len(present_BxK), len(race.log_C_G)
     winner_BxG, inner_BxG = np.zeros((B, G), np.int64), np.zeros((B, G), bool)
     running_KxG = np.isfinite(race.loss_KxG)
@@ -90,7 +93,9 @@ def winners(race: Race, present_BxK: np.ndarray) -> tuple[np.ndarray, np.ndarray
         smallest_G = np.where(racing_KxG, race.N_K[:, None], np.inf).min(0)
         largest_G = np.where(racing_KxG, race.N_K[:, None], -np.inf).max(0)
         N_G = race.N_K[winner_G]
-        winner_BxG[b], inner_BxG[b] = winner_G, (N_G > smallest_G) & (N_G < largest_G)
+        loss_G = loss_KxG.min(0)
+        lowest_G = loss_G == np.minimum.accumulate(loss_G)
+        winner_BxG[b], inner_BxG[b] = winner_G, lowest_G & (N_G > smallest_G) & (N_G < largest_G)
     return winner_BxG, inner_BxG
 
 
@@ -110,11 +115,12 @@ def powers(race: Race, winner_BxG: np.ndarray, inner_BxG: np.ndarray) -> tuple[P
     return power_law(C_G[None], N_BxG), power_law(C_G[None], D_BxG)
 
 
-def touches(found: Envelope, names: tuple[str, ...]) -> list[dict[str, float | str | bool]]:
-    """One point for each stretch of the envelope along one run: its middle in log C."""
-    edges = np.flatnonzero(np.diff(found.winner_G)) + 1
+def touches(found: Envelope, names: tuple[str, ...]) -> list[dict[str, float | str]]:
+    """One point for each stretch along which one run touches the envelope: its middle in log C."""
+    used_G = np.flatnonzero(found.inner_G)
+    edges = np.flatnonzero((np.diff(found.winner_G[used_G]) != 0) | (np.diff(used_G) > 1)) + 1
     points = []
-    for part in np.split(np.arange(len(found.winner_G)), edges):
+    for part in np.split(used_G, edges):
         middle = part[len(part) // 2]
         run = int(found.winner_G[middle])
         C = float(np.exp(found.race.log_C_G[middle]))
@@ -125,7 +131,6 @@ def touches(found: Envelope, names: tuple[str, ...]) -> list[dict[str, float | s
                 "N": float(found.race.N_K[run]),
                 "D": C / float(found.race.F_K[run]),
                 "loss": float(found.loss_G[middle]),
-                "used": bool(found.inner_G[middle]),
             }
         )
     return points

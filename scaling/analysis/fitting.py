@@ -2,11 +2,11 @@
 
     minimise over theta   sum over runs r of  w_r rho(log L_r - f_r(theta))
 
-for B problems (starts, or bootstrap resamples) at once, in two stages. From a start: least squares of log loss by Levenberg
-and Marquardt's steps, since far away a narrow Huber zone sees only the signs of the residuals. From there: Newton steps with
-analytic second derivatives, damped towards iteratively reweighted least squares (Holland & Welsch 1977); at the optimum
-the damping vanishes, so that the end point is stationary to machine precision. First-order methods with their default
-tolerances stop early here and report success (Besiroglu et al. 2024, section 3).
+for B problems (starts, or bootstrap resamples) at once, in two stages. From a start: least squares of log loss by
+Levenberg and Marquardt's steps, since far away a narrow Huber zone sees only the signs of the residuals. From there:
+Newton steps with analytic second derivatives, damped towards iteratively reweighted least squares (Holland & Welsch
+1977); at the optimum the damping vanishes, so that the end point is stationary to machine precision. First-order
+methods with their default tolerances stop early here and report success (Besiroglu et al. 2024, section 3).
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ class Minimum(NamedTuple):
     condition_B: np.ndarray
 
 
-def fit(law: Law, inputs: Inputs, loss_R: np.ndarray, objective: Objective = Objective(), seed: int = 0) -> Fit:  # noqa: B008
+def fit(law: Law, inputs: Inputs, loss_R: np.ndarray, objective: Objective = Objective(), seed: int = 0) -> Fit:
     """The global minimum over `STARTS` mixture starts. Raises InputError where the runs cannot determine the law."""
     law.check(inputs)
     centre = law.centre(inputs)
@@ -85,7 +85,7 @@ def fit(law: Law, inputs: Inputs, loss_R: np.ndarray, objective: Objective = Obj
     )
 
 
-def refit(fitted: Fit, inputs: Inputs, loss_R: np.ndarray, weight_BxR: np.ndarray, seed: int = 0) -> Minimum:
+def refit(fitted: Fit, inputs: Inputs, loss_R: np.ndarray, weight_BxR: np.ndarray, seed: int) -> Minimum:
     """The fit under B weightings of the runs (bootstrap resamples): from the fit, and from one mixture start each.
 
     The second start guards against a resample whose global minimum is another one than the data's; the better is kept.
@@ -101,7 +101,8 @@ def refit(fitted: Fit, inputs: Inputs, loss_R: np.ndarray, weight_BxR: np.ndarra
 def law_loss(
     law: Law, theta_BxP: np.ndarray, centre: np.ndarray, N: np.ndarray | float, D: np.ndarray | float
 ) -> np.ndarray:
-    """The loss, nats per token, of B parameter vectors at points (N_M, D_M), or at points of their own N_BxM: loss_BxM."""
+    """The loss, nats per token, of B parameter vectors at points (N_M, D_M), or at points of their own N_BxM:
+    loss_BxM."""
     return np.exp(law.log_loss(theta_BxP, Inputs(np.asarray(N, np.float64), np.asarray(D, np.float64)), centre))
 
 
@@ -208,7 +209,7 @@ def _minimise(
 ) -> Minimum:
     y_R = np.log(loss_R)
     lower_P, upper_P = law.bounds(loss_R)
-    B, P = start_BxP.shape
+    B = len(start_BxP)
     theta_BxP = start_BxP.clip(lower_P, upper_P)
     here = _local(law, inputs, centre, y_R, weight_BxR, theta_BxP, delta)
     damping_B, steps_B = np.full(B, steps.damping), np.zeros(B, np.int64)
@@ -250,9 +251,7 @@ def _free(
     return ~held_AxP, np.where(held_AxP, 0.0, np.abs(gradient_AxP) / scale_AxP).max(1)
 
 
-def _step(
-    here: _Local, damping_B: np.ndarray, free_AxP: np.ndarray, alive_A: np.ndarray, newton: bool
-) -> np.ndarray:
+def _step(here: _Local, damping_B: np.ndarray, free_AxP: np.ndarray, alive_A: np.ndarray, newton: bool) -> np.ndarray:
     """The step of the free parameters, in units in which reweighted least squares has unit curvature along each.
 
     Newton: (second derivatives + damping * reweighted) step = -gradient; else: (reweighted + damping) step = -gradient.

@@ -2,7 +2,8 @@
 
 F(N), the FLOPs per token of a run of N parameters, is a smooth curve through C / D of the table's rows (a quadratic of
 log F / N in log N, continued with its end slopes): an estimate, which says how far it is off. Attention and head make F
-differ from 6N by a share that changes with size. Under C = 6ND the optimum has the closed form N* = G (C / 6)^(beta / (alpha + beta)).
+differ from 6N by a share that changes with size. Under C = 6ND the optimum has the closed form N* = G (C / 6)^(beta /
+(alpha + beta)).
 """
 
 from typing import NamedTuple
@@ -48,7 +49,8 @@ class Optimum(NamedTuple):
 def token_cost(table: Table) -> TokenCost:
     """The table's FLOPs per token against size, by least squares over its rows.
 
-    A curve through every size would follow the ups and downs of their shapes, and the optimum would jump with its slope.
+    A curve through every size would follow the ups and downs of their shapes, and the optimum would jump with its
+    slope.
     """
     log_N_R, y_R = np.log(table.N_R), np.log(table.C_R / table.D_R / table.N_R)
     low, high = float(log_N_R.min()), float(log_N_R.max())

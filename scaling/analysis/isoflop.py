@@ -2,11 +2,11 @@
 
 At one budget the loss is a valley in log N. It is not a parabola: a quadratic through a wide range of sizes puts the
 minimum of the Chinchilla law 3 % off over +-8x, and off-centre ranges, or ranges that drift with the budget, bias the
-optimum by tens of per cent and the exponent with it (Czech et al. 2026). So the quadratic here is local (Cleveland 1979):
-sizes weigh by their distance in ln N from the centre, and the centre moves until it is the quadratic's own minimum. The
-window is then symmetric about the optimum wherever the sizes were placed. Its half-width of 2 in ln N reaches +-7.4x with
-weights above one half within +-3.4x: there the parabola of the Chinchilla law is 1 % off, less than noise allows to see.
-Runs of one size at one budget (seeds) are averaged first and weigh by their number.
+optimum by tens of per cent and the exponent with it (Czech et al. 2026). So the quadratic here is local (Cleveland
+1979): sizes weigh by their distance in ln N from the centre, and the centre moves until it is the quadratic's own
+minimum. The window is then symmetric about the optimum wherever the sizes were placed. Its half-width of 2 in ln N
+reaches +-7.4x with weights above one half within +-3.4x: there the parabola of the Chinchilla law is 1 % off, less than
+noise allows to see. Runs of one size at one budget (seeds) are averaged first and weigh by their number.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ LEAST = 5  # sizes in the window, which widens to hold them: three determine a p
 ROUNDS = 100
 Status = Literal["ok", "edge", "too_few", "not_convex", "not_bracketed"]
 METHOD = (
-    f"minimum of a local quadratic in ln N, tricube weights of half-width {HALF_WIDTH:g} in ln N (wider where fewer than "
-    f"{LEAST} sizes are near) centred on the minimum itself; log-log least squares of the minima on C"
+    f"minimum of a local quadratic in ln N, tricube weights of half-width {HALF_WIDTH:g} in ln N (wider where fewer "
+    f"than {LEAST} sizes are near) centred on the minimum itself; log-log least squares of the minima on C"
 )
 
 
@@ -132,12 +132,12 @@ def vertices(cells: Cells, loss_BxS: np.ndarray, half_width: float = HALF_WIDTH)
 
 
 def tricube(u_BxS: np.ndarray, half_width: float) -> np.ndarray:
-    """Weights by distance from the centre: 1 there, 0 beyond the half-width; wider where fewer than LEAST sizes are in."""
+    """Weights by distance from the centre: 1 there, 0 beyond the half-width; wider where fewer than LEAST sizes are
+    in."""
     distance_BxS = np.abs(u_BxS)
-    if distance_BxS.shape[1] > LEAST:
-        enough_B = np.sort(distance_BxS, axis=1)[:, LEAST]  # the next size beyond the LEAST nearest weighs nothing
-    else:
-        enough_B = 1.5 * distance_BxS.max(1)
+    far_BxS = np.sort(distance_BxS, axis=1)
+    # The next size beyond the LEAST nearest weighs nothing; where there is none, all weigh something.
+    enough_B = far_BxS[:, LEAST] if far_BxS.shape[1] > LEAST else 1.5 * far_BxS[:, -1]
     reach_Bx1 = np.maximum(half_width, enough_B)[:, None]
     return (1 - np.minimum(distance_BxS / reach_Bx1, 1) ** 3) ** 3
 

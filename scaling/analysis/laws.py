@@ -22,7 +22,8 @@ class Inputs(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """log loss f_BxR, its gradient J_BxPxR, and curvature(c_BxR) = sum over r of c * (second derivatives of f)_BxPxP."""
+    """log loss f_BxR, its gradient J_BxPxR, and curvature(c_BxR) = sum over r of c * (second derivatives of
+    f)_BxPxP."""
 
     f_BxR: np.ndarray
     J_BxPxR: np.ndarray
@@ -33,9 +34,9 @@ class Evaluation(NamedTuple):
 class Law:
     """One law. Vectors theta hold its P centred coordinates; natural parameters are what a paper prints.
 
-    centre(inputs): the constants of the centring. log_loss(theta_BxP, inputs, centre): f_BxR, where inputs may also differ
-    by parameter vector (N_BxR). evaluate(theta_BxP, inputs, centre): the same with derivatives. starts(count, inputs,
-    loss_R, centre, rng): theta_SxP. bounds(loss_R): of theta. natural(theta_BxP, centre): name -> values_B.
+    centre(inputs): the constants of the centring. log_loss(theta_BxP, inputs, centre): f_BxR, where inputs may also
+    differ by parameter vector (N_BxR). evaluate(theta_BxP, inputs, centre): the same with derivatives. starts(count,
+    inputs, loss_R, centre, rng): theta_SxP. bounds(loss_R): of theta. natural(theta_BxP, centre): name -> values_B.
     check(inputs): raises InputError where the runs cannot determine the law.
     """
 
@@ -96,9 +97,7 @@ def _evaluate(theta_BxP: np.ndarray, inputs: Inputs, centre: np.ndarray) -> Eval
     return Evaluation(top_BxR + np.log(total_BxR), J_BxPxR, curvature)
 
 
-def _starts(
-    count: int, inputs: Inputs, loss_R: np.ndarray, centre: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def _starts(count: int, inputs: Inputs, loss_R: np.ndarray, centre: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     # A mixture: the three terms share out the typical loss, so that none is dead (gradient zero) at any start.
     share_SxT = rng.dirichlet([1.0, 1.0, 1.0], size=count).clip(1e-3)
     exponent_Sx2 = np.exp(rng.uniform(np.log(0.05), np.log(1.5), size=(count, 2)))

@@ -11,9 +11,11 @@ from scaling.analysis.analyze import Analysis
 from scaling.analysis.style import APPROACH_NAME, si
 
 CSS = """
-:root { --ink: #1c1c1c; --soft: #5c5c5c; --line: #dcdcdc; --paper: #fdfdfc; --card: #ffffff; --note: #f4f3ef; --mark: #0072b2; }
+:root { --ink: #1c1c1c; --soft: #5c5c5c; --line: #dcdcdc; --paper: #fdfdfc; --card: #ffffff; --note: #f4f3ef;
+  --mark: #0072b2; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e4df; --soft: #a5a29b; --line: #3a3936; --paper: #1a1a19; --card: #ffffff; --note: #262523; --mark: #6db6e8; }
+  :root { --ink: #e6e4df; --soft: #a5a29b; --line: #3a3936; --paper: #1a1a19; --card: #ffffff; --note: #262523;
+    --mark: #6db6e8; }
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
@@ -21,14 +23,14 @@ body { margin: 0; background: var(--paper); color: var(--ink);
 main { max-width: 50rem; margin: 0 auto; padding: 3rem 1.25rem 5rem; }
 h1, h2, h3, th, .label, figcaption, .code { font-family: "Inter", "Helvetica Neue", "Segoe UI", "Arial", sans-serif; }
 h1 { font-size: 1.9rem; line-height: 1.2; letter-spacing: -0.015em; margin: 0 0 .4rem; }
-h2 { font-size: 1.2rem; letter-spacing: -0.01em; margin: 3rem 0 .6rem; padding-top: 1rem; border-top: 1px solid var(--line); }
-p, ul { margin: .6rem 0; } li { margin: .3rem 0; }
+h2 { font-size: 1.2rem; letter-spacing: -0.01em; margin: 3rem 0 .6rem; padding-top: 1rem; border-top: 1px solid
+var(--line); } p, ul { margin: .6rem 0; } li { margin: .3rem 0; }
 .lead { color: var(--soft); margin: 0 0 1.6rem; }
 .answer { background: var(--note); border-left: 3px solid var(--mark); padding: .9rem 1.2rem; margin: 1.2rem 0; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; margin: 1rem 0; font-size: .88rem; font-variant-numeric: tabular-nums lining-nums; }
-th { text-align: right; font-weight: 600; font-size: .76rem; color: var(--soft); vertical-align: bottom; }
-td { text-align: right; white-space: nowrap; }
+table { border-collapse: collapse; width: 100%; margin: 1rem 0; font-size: .88rem; font-variant-numeric: tabular-nums
+lining-nums; } th { text-align: right; font-weight: 600; font-size: .76rem; color: var(--soft); vertical-align: bottom;
+} td { text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 td.words { white-space: normal; text-align: left; } th.words { text-align: left; }
 th, td { padding: .34rem .6rem; border-bottom: 1px solid var(--line); }
@@ -38,14 +40,15 @@ figure { margin: 1.4rem 0; break-inside: avoid; }
 figure .plot { background: var(--card); border-radius: 4px; padding: .6rem; }
 figure svg { display: block; width: 100%; height: auto; }
 figcaption { font-size: .82rem; line-height: 1.45; color: var(--soft); margin-top: .5rem; }
-.code { font-size: .72rem; color: var(--soft); border: 1px solid var(--line); border-radius: 3px; padding: .05rem .35rem; white-space: nowrap; }
+.code { font-size: .72rem; color: var(--soft); border: 1px solid var(--line); border-radius: 3px;
+  padding: .05rem .35rem; white-space: nowrap; }
 pre { font-size: .78rem; line-height: 1.4; overflow-x: auto; background: var(--note); padding: .8rem 1rem; }
 summary { cursor: pointer; } .hash { overflow-wrap: anywhere; }
 sup { line-height: 0; }
 @media print {
   :root { --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --note: #f4f3ef; --mark: #0072b2; }
-  body { font-size: 10.5pt; } main { max-width: none; padding: 0; } h2, table { break-after: avoid; } tr { break-inside: avoid; }
-}
+  body { font-size: 10.5pt; } main { max-width: none; padding: 0; } h2, table { break-after: avoid; } tr { break-inside:
+avoid; } }
 """
 
 
@@ -85,14 +88,17 @@ def inline_svg(text: str, name: str) -> str:
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'(xlink:href="|url\()#', rf"\1#{name}-", text)
     label = escape(words.CAPTIONS[name].split(".")[0], quote=True)
-    return re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{label}">', text, count=1)
+    return re.sub(
+        r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{label}">', text, count=1
+    )
 
 
 def _figure(name: str, figures: dict[str, str]) -> str:
     if name not in figures:
         return ""
     caption = escape(words.CAPTIONS[name])
-    return f'<figure><div class="plot">{inline_svg(figures[name], name)}</div><figcaption>{caption}</figcaption></figure>\n'
+    drawing = inline_svg(figures[name], name)
+    return f'<figure><div class="plot">{drawing}</div><figcaption>{caption}</figcaption></figure>\n'
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], wordy: Sequence[int] = ()) -> str:
@@ -101,20 +107,22 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], wordy: Sequence[
     head = "".join(f"<th {k}>{cell}</th>" for k, cell in zip(kind, header, strict=True))
     lines = ["".join(f"<td {k}>{cell}</td>" for k, cell in zip(kind, row, strict=True)) for row in rows]
     body = "".join(f"<tr>{line}</tr>\n" for line in lines).replace("<td >", "<td>")
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'.replace("<th >", "<th>")
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'.replace(
+        "<th >", "<th>"
+    )
 
 
 def flops(value: float) -> str:
     """5e11 -> 5 x 10^11 in HTML."""
     mantissa, exponent = f"{value:.2e}".split("e")
     ten = f"10<sup>{int(exponent)}</sup>"
-    return ten if float(mantissa) == 1 else f"{float(mantissa):g}&thinsp;×&thinsp;{ten}"
+    return ten if float(mantissa) == 1 else f"{float(mantissa):g}&thinsp;&times;&thinsp;{ten}"
 
 
 def est(value: dict[str, Any], say: Any = "{:.3f}".format) -> str:
     """An EST in HTML: the value, and its interval behind it."""
     if value["value"] is None:
-        return "–"
+        return "&ndash;"
     if value["ci"] is None:
         return f'{say(value["value"])} <span class="ci">(no interval)</span>'
     low, high = (say(x) for x in value["ci"])
@@ -149,7 +157,14 @@ def _next(analysis: Analysis, runs: Sequence[dict[str, Any]]) -> str:
         ]
         for run in runs
     ]
-    header = ["Target <i>C</i> (FLOPs)", "<i>N</i>", "<i>D</i>", "<i>D</i>/<i>N</i>", "Loss", "Target over largest <i>C</i>"]
+    header = [
+        "Target <i>C</i> (FLOPs)",
+        "<i>N</i>",
+        "<i>D</i>",
+        "<i>D</i>/<i>N</i>",
+        "Loss",
+        "Target over largest <i>C</i>",
+    ]
     configs = "".join(
         f"<details><summary>The configuration for {flops(run['target_flops'])} FLOPs</summary>"
         f"<pre>{escape(json.dumps(run['run'], indent=2))}</pre></details>\n"
@@ -165,7 +180,7 @@ def _prediction(prediction: dict[str, Any] | None) -> str:
         return ""
     measured, error = prediction["measured"], prediction.get("loss_stderr")
     shown = "not measured yet" if measured is None else f"{measured:.4f}" + (f" ± {error:.4f}" if error else "")
-    verdict = {None: "–", True: "inside the interval", False: "outside the interval"}[prediction["inside"]]
+    verdict = {None: "&ndash;", True: "inside the interval", False: "outside the interval"}[prediction["inside"]]
     row = [
         escape(str(prediction["run"])),
         flops(prediction["C"]),
@@ -184,11 +199,12 @@ def _exponents(analysis: Analysis, report: dict[str, Any]) -> str:
     for name in ("approach1", "approach2", "approach3"):
         found = report[name]
         if "skipped" in found:
-            rows.append([APPROACH_NAME[name], "–", "–", escape(f"skipped: {found['skipped']}")])
+            rows.append([APPROACH_NAME[name], "&ndash;", "&ndash;", escape(f"skipped: {found['skipped']}")])
         else:
             rows.append([APPROACH_NAME[name], est(found["N_exponent"]), est(found["D_exponent"]), words.UNDER[name]])
     local = report["approach3"]["N_exponent_local"]
-    rows.append(["Approach 3 under the table's own <i>C</i>", est(local), "–", "local slope in the middle of the runs"])
+    how = "local slope in the middle of the runs"
+    rows.append(["Approach 3 under the table's own <i>C</i>", est(local), "&ndash;", how])
     header = ["", "<i>N</i>* ∝ <i>C</i><sup>a</sup>", "<i>D</i>* ∝ <i>C</i><sup>b</sup>", "how"]
     both = ""
     for key in ("without_outliers", "with_outliers"):
@@ -207,10 +223,10 @@ def _isoflop(found: dict[str, Any], figures: dict[str, str]) -> str:
             flops(budget["C"]),
             str(budget["n"]),
             escape(budget["status"].replace("_", " ")),
-            si(budget["N_opt"]) if budget["N_opt"] else "–",
-            si(budget["D_opt"]) if budget["D_opt"] else "–",
-            f"{budget['D_opt'] / budget['N_opt']:.3g}" if budget["N_opt"] else "–",
-            f"{budget['loss_opt']:.4f}" if budget["loss_opt"] else "–",
+            si(budget["N_opt"]) if budget["N_opt"] else "&ndash;",
+            si(budget["D_opt"]) if budget["D_opt"] else "&ndash;",
+            f"{budget['D_opt'] / budget['N_opt']:.3g}" if budget["N_opt"] else "&ndash;",
+            f"{budget['loss_opt']:.4f}" if budget["loss_opt"] else "&ndash;",
         ]
         for budget in found["budgets"]
     ]

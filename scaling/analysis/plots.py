@@ -33,7 +33,9 @@ LOSS = "Loss (nats per token)"
 SIZE = "Parameters $N$"
 TOKENS = "Training tokens $D$"
 COMPUTE = "Training compute $C$ (FLOPs)"
-BAND_DRAWS = 400  # of the law's bootstrap draws, for the bands: the edges of a 90 % band are then good to a line's width
+BAND_DRAWS = (
+    400  # of the law's bootstrap draws, for the bands: the edges of a 90 % band are then good to a line's width
+)
 
 
 def figures(analysis: Analysis) -> dict[str, Figure]:
@@ -128,7 +130,9 @@ def optima_figure(analysis: Analysis) -> Figure:
         axes.set_ylim(*pad_log([y for line in lines for y in line if np.isfinite(y) and y > 0], 0.12))
         axes.axvspan(table.C_R.max(), C_G[-1], color=FAINT, alpha=0.35, lw=0, zorder=0)
         log_axis(axes, "x", COMPUTE, tens=True, labels=5)
-        log_axis(axes, "y", f"Compute-optimal {label[0].lower()}{label[1:].replace('$N$', '$N^*$').replace('$D$', '$D^*$')}")
+        log_axis(
+            axes, "y", f"Compute-optimal {label[0].lower()}{label[1:].replace('$N$', '$N^*$').replace('$D$', '$D^*$')}"
+        )
     handles, labels = panels[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside upper center", ncols=len(handles), columnspacing=1.6)
     return fig
@@ -136,7 +140,9 @@ def optima_figure(analysis: Analysis) -> Figure:
 
 def _band(axes: Axes, C_G: np.ndarray, centre_G: np.ndarray, draws_BxG: np.ndarray, name: str, line: str) -> None:
     axes.plot(C_G, centre_G, line, color=APPROACH[name], label=APPROACH_NAME[name], zorder=3)
-    if np.isfinite(draws_BxG).mean(0).min() > 0.5:  # as estimate(): an interval of fewer than half the resamples is none
+    if (
+        np.isfinite(draws_BxG).mean(0).min() > 0.5
+    ):  # as estimate(): an interval of fewer than half the resamples is none
         low_G, high_G = np.nanquantile(draws_BxG, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         axes.fill_between(C_G, low_G, high_G, color=APPROACH[name], alpha=0.16, lw=0)
 
@@ -155,10 +161,11 @@ def surface_figure(analysis: Analysis) -> Figure:
     # Even steps of reducible loss in log: contours as dense where the surface is flat as where it is steep.
     E = fit.parameters["E"]
     floor = max(low - E, 1e-9)
-    levels = np.unique(np.round(E + np.geomspace(floor, max(high - E, 1.5 * floor), 14), 2))
+    digits = 2 if high - low > 0.5 else 3
+    levels = np.unique(np.round(E + np.geomspace(floor, max(high - E, 1.5 * floor), 14), digits))
     axes.set(xscale="log", yscale="log", xlim=(C_G[0], C_G[-1]), ylim=(N_M[0], N_M[-1]))
     contours = axes.contour(C_G, N_M, loss_MxG, levels=levels, cmap="viridis", linewidths=0.9)
-    axes.clabel(contours, levels[1::2], fmt="%.2f", fontsize=7, inline_spacing=3)
+    axes.clabel(contours, levels[1::2], fmt=f"%.{digits}f", fontsize=7, inline_spacing=3)
     axes.plot(C_G, best.N_BxG[0], color=APPROACH["approach3"], lw=2.0, label="efficient frontier of the law")
     axes.plot(table.C_R, table.N_R, "o", ms=3.6, color=INK, mec="white", mew=0.4, ls="", label="runs")
     aims = [optimum for optimum in analysis.optima if optimum["N"]["value"] is not None]
@@ -176,15 +183,14 @@ def residual_figure(analysis: Analysis) -> Figure:
     fig, (axes,) = figure(6.4, 2.9)
     table = analysis.table
     percent = 100 * np.expm1(analysis.fit.residual_R)
-    sizes, number_R = np.unique(table.N_R, return_inverse=True)
     shade = np.log(table.N_R)
     dots = axes.scatter(table.C_R, percent, c=shade, cmap="viridis", s=20, lw=0.3, edgecolors=INK, zorder=3)
     axes.axhline(0, color=GREY, lw=0.8)
     axes.set_xlim(*pad_log(table.C_R))
     log_axis(axes, "x", COMPUTE, tens=True)
-    axes.set_ylabel("Measured / fitted loss − 1 (%)")
+    axes.set_ylabel("Measured / fitted loss $-$ 1 (%)")
     bar = fig.colorbar(dots, ax=axes, label=SIZE, pad=0.02)
-    ticks = np.geomspace(sizes[0], sizes[-1], 4)
+    ticks = np.geomspace(table.N_R.min(), table.N_R.max(), 4)
     bar.set_ticks(np.log(ticks), labels=[si(tick, 2) for tick in ticks])
     bar.outline.set_visible(False)
     return fig
@@ -196,8 +202,9 @@ def envelope_figure(analysis: Analysis) -> Figure:
     found = analysis.envelope
     _curves(axes, analysis.curves, "C")
     C_G = np.exp(found.race.log_C_G)
-    axes.plot(C_G, found.loss_G, color=INK, lw=1.3, ls=(0, (1, 1)), label="envelope, held by an extreme size", zorder=4)
-    axes.plot(C_G, np.where(found.inner_G, found.loss_G, np.nan), color=INK, lw=2.4, label="envelope, used", zorder=5)
+    axes.plot(C_G, found.loss_G, color=INK, lw=1.3, ls=(0, (1, 1)), label="lowest loss so far", zorder=4)
+    used_G = np.where(found.inner_G, found.loss_G, np.nan)
+    axes.plot(C_G, used_G, ".-", ms=3, color=INK, lw=2.6, label="envelope that Approach 1 uses", zorder=5)
     axes.legend(loc="upper right")
     log_axis(axes, "x", COMPUTE, tens=True)
     return fig
@@ -226,8 +233,6 @@ def _curves(axes: Axes, curves: Curves, against: str) -> None:
     last = [curves.of(run)[-1] for run in range(len(curves.names))]
     # What happened before any run was useful would take most of the height.
     top = min(curves.loss_P.max(), 2 * curves.loss_P[last].max() - curves.loss_P.min())
-    axes.set_xlim(*pad_log(x_P))
+    axes.set_xlim(*pad_log(x_P[curves.loss_P <= top]))
     axes.set_ylim(*pad([curves.loss_P.min(), top]))
     axes.set_ylabel(LOSS)
-
-

@@ -11,6 +11,7 @@ from scaling.analysis.analyze import Analysis
 from scaling.analysis.envelope import CAUTION, touches
 from scaling.analysis.isoflop import METHOD
 from scaling.analysis.uncertainty import estimate
+from scaling.errors import InputError
 from scaling.files import Path, write_json, write_text
 
 TITLE = "Scaling-law report"
@@ -28,10 +29,15 @@ def write_report(
     """Writes report.html, report.json, next_run.json, and each figure as .svg and .png into out_dir.
 
     next_runs: those to write (with the runs to train, say); none: decisions.next_runs(analysis).
-    prediction: {"target_flops", "N", "D", "C", "predicted": EST, "measured": float or None, "loss_stderr", "run", "blind"}:
-    a prediction made by an earlier analysis and, once there is one, the measurement. notes: plain sentences to print.
+    prediction: {"target_flops", "N", "D", "C", "predicted": EST, "measured": float or None, "loss_stderr", "run",
+    "blind"}: a prediction made by an earlier analysis and, once there is one, the measurement. notes: plain sentences
+    to print.
     """
     out_dir = pathlib.Path(out_dir)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot be a folder to write to: {error.strerror}", where=str(out_dir)) from None
     runs = list(decisions.next_runs(analysis) if next_runs is None else next_runs)
     report = report_dict(analysis, prediction)
     figures = plots.figures(analysis)
@@ -63,7 +69,13 @@ def report_dict(analysis: Analysis, prediction: dict[str, Any] | None = None) ->
         "laws": [_law(analysis)],
         "optima": list(analysis.optima),
         "warnings": list(analysis.warnings),
-        "bootstrap": {"resamples": analysis.resamples, "seed": analysis.seed},
+        "bootstrap": {
+            "resamples": analysis.resamples,
+            "seed": analysis.seed,
+            "approach1_failed": None if analysis.envelope_draws is None else analysis.envelope_draws.failed,
+            "approach2_failed": None if analysis.isoflop_draws is None else analysis.isoflop_draws.failed,
+            "approach3_unconverged": analysis.unconverged,
+        },
     }
     if table.alternative is not None:
         key = "without_outliers" if table.outliers == "kept" else "with_outliers"

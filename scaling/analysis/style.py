@@ -1,4 +1,5 @@
-"""How figures look: one type size, colours that colour-blind readers and grey printers tell apart, readable log axes."""
+"""How figures look: one type size, colours that colour-blind readers and grey printers tell apart, readable log
+axes."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ APPROACH_NAME = {
     "approach2": "Approach 2: isoFLOP minima",
     "approach3": "Approach 3: fitted law",
 }
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "p", "<")
 RC = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
@@ -100,7 +101,8 @@ def power_of_ten(value: float, digits: int = 3) -> str:
 
 
 def log_axis(axes: Axes, which: str, label: str, *, tens: bool = False, labels: int = 7) -> None:
-    """Makes an axis logarithmic with at most `labels` round ticks and minor ones between; tens: said as powers of ten."""
+    """Makes an axis logarithmic with at most `labels` round ticks and minor ones between; tens: said as powers of
+    ten."""
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     axis: Axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()

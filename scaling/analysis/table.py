@@ -58,9 +58,7 @@ class Table:
         return len(np.unique(self.cluster_R)) < len(self.N_R)
 
 
-def read_table(
-    paths: Path | Sequence[Path], *, loss_unit: LossUnit = "nats", drop_outliers: bool = False
-) -> Table:
+def read_table(paths: Path | Sequence[Path], *, loss_unit: LossUnit = "nats", drop_outliers: bool = False) -> Table:
     """Reads one or more CSV files of runs as one table. Raises InputError for what cannot be read or understood."""
     paths = [paths] if isinstance(paths, str | pathlib.Path) else list(paths)
     if not paths:
@@ -104,7 +102,9 @@ def _table(frame: pd.DataFrame, digest: str, where: str, loss_unit: LossUnit, dr
     missing = [name for name in REQUIRED if name not in frame.columns]
     if missing:
         columns = ", ".join(map(str, frame.columns))
-        raise InputError(f"no column {', '.join(missing)}", where, f"a table of runs needs N, D, loss; it has {columns}")
+        raise InputError(
+            f"no column {', '.join(missing)}", where, f"a table of runs needs N, D, loss; it has {columns}"
+        )
     if frame.empty:
         raise InputError("the table has no rows", where)
 
@@ -188,8 +188,16 @@ def positive(frame: pd.DataFrame, name: str, where: str) -> np.ndarray:
     bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
     if bad.size:
         row, given = frame["row"].iloc[bad[0]], _text(frame, name).iloc[bad[0]]
-        what = f"{name} is missing in row {row}" if given in ("", "nan") else f"{name}={given} in row {row} is not positive"
-        do = "give a loss, or a column status that says why there is none" if name == "loss" else "correct or remove the row"
+        what = (
+            f"{name} is missing in row {row}"
+            if given in ("", "nan")
+            else f"{name}={given} in row {row} is not positive"
+        )
+        do = (
+            "give a loss, or a column status that says why there is none"
+            if name == "loss"
+            else "correct or remove the row"
+        )
         raise InputError(f"{what} (counting from 0)", where, do)
     return values
 
@@ -200,7 +208,9 @@ def _flag(frame: pd.DataFrame, name: str, where: str) -> np.ndarray:
     text = _text(frame, name).str.lower()
     unknown = text[~text.isin(list(known))]
     if len(unknown):
-        raise InputError(f"{name}={unknown.iloc[0]} in row {frame['row'][unknown.index[0]]}", where, "use true or false")
+        raise InputError(
+            f"{name}={unknown.iloc[0]} in row {frame['row'][unknown.index[0]]}", where, "use true or false"
+        )
     return text.map(known).to_numpy(bool)
 
 

@@ -1,13 +1,14 @@
-"""Bootstrap of all three approaches: the same fits on resampled runs, with percentile intervals (Efron & Tibshirani 1993).
+"""Bootstrap of all three approaches: the same fits on resampled runs, percentile intervals (Efron & Tibshirani 1993).
 
 Approach 3 resamples pairs: whole clusters of runs with replacement, where a cluster is a trunk, else a run, else a row.
-Checkpoints or forks of one run share their noise; resampling them one by one would give intervals that cover 40 % of the
-time at a nominal 90 %.
+Checkpoints or forks of one run share their noise; resampling them one by one would give intervals that cover 40 % of
+the time at a nominal 90 %.
 Approach 1 resamples whole curves in the same way.
-Approach 2 resamples residuals: a budget has five to ten sizes by design, and drawing them with replacement keeps 63 % of
-them, which takes the minimum or one side of the valley away. The sizes stay; to the losses are added residuals of the
-local quadratics, pooled over the budgets and inflated for their leverage. Where rows share a cluster, each cluster's residuals
-keep together and are multiplied by one random sign instead (wild bootstrap, Liu 1988).
+Approach 2 resamples residuals: a budget has five to ten sizes by design, and drawing them with replacement keeps 63 %
+of them, which takes the minimum or one side of the valley away. The sizes stay; to the losses are added residuals of
+the local quadratics, pooled over the budgets and inflated for their leverage. Where rows share a cluster, each
+cluster's residuals keep together and are multiplied by one random sign instead (wild bootstrap, Liu 1988). Where the
+minima scatter about their power law by more than that noise explains, the excess is added to the draws.
 """
 
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 
 from scaling.analysis.curves import Curves
 from scaling.analysis.envelope import Envelope, powers, winners
-from scaling.analysis.fitting import Fit, refit
+from scaling.analysis.fitting import Fit, Minimum, refit
 from scaling.analysis.isoflop import Budget, IsoFLOP, tokens_at, vertices
 from scaling.analysis.laws import Inputs
 from scaling.analysis.powers import Power, power_law
@@ -44,19 +45,22 @@ def estimate(value: float, draws_B: np.ndarray | None = None) -> dict[str, Any]:
     return {"value": value, "ci": interval, "level": LEVEL}
 
 
-def law_draws(fitted: Fit, table: Table, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """theta_BxP of the law refitted to resampled clusters of runs.
+def law_draws(fitted: Fit, table: Table, resamples: int, rng: np.random.Generator) -> Minimum:
+    """The law refitted to resampled clusters of runs.
 
     A resample without three different N and D cannot determine the law; it is drawn again (a condition on the design,
     not on the outcome).
     """
     inputs = Inputs(table.N_R, table.D_R)
+    if len(np.unique(table.cluster_R)) == 1:  # one observation has no spread: no draw, and so no interval
+        nothing_B = np.full(resamples, np.nan)
+        return Minimum(np.full((resamples, len(fitted.theta_P)), np.nan), *[nothing_B] * 4)
     weight_BxR = np.zeros((0, len(table.N_R)))
     while len(weight_BxR) < resamples:
         more = cluster_weights(table.cluster_R, resamples, rng)
         enough = _distinct(more, table.N_R) & _distinct(more, table.D_R)
         weight_BxR = np.concatenate([weight_BxR, more[enough]])[:resamples]
-    return refit(fitted, inputs, table.loss_R, weight_BxR).theta_BxP
+    return refit(fitted, inputs, table.loss_R, weight_BxR, seed=int(rng.integers(2**31)))
 
 
 def cluster_weights(cluster_R: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
@@ -84,18 +88,32 @@ def isoflop_draws(found: IsoFLOP, table: Table, resamples: int, rng: np.random.G
     usable = [budget for budget in found.budgets if budget.status == "ok"]
     noise_BxR = _noise(found, table, resamples, rng)
     C = np.array([[budget.C for budget in usable]])
-    N_BxK, D_BxK = np.full((2, resamples, len(usable)), np.nan)
+    log_N_BxK = np.full((resamples, len(usable)), np.nan)
     for k, budget in enumerate(usable):
         cells = budget.cells
         noise_BxS = np.stack([noise_BxR[:, rows].mean(1) for rows in cells.rows_S], axis=1)
         share_S = budget.weight_S / cells.count_S
         base_S = share_S * _curve(budget) + (1 - share_S) * cells.loss_S
         redrawn = vertices(cells, base_S + noise_BxS)
-        good_B = redrawn.status_B == "ok"
-        N_BxK[good_B, k] = np.exp(redrawn.log_N_B[good_B])
-        D_BxK[good_B, k] = tokens_at(cells, redrawn.log_N_B[good_B])
+        log_N_BxK[:, k] = np.where(redrawn.status_B == "ok", redrawn.log_N_B, np.nan)
+    log_N_BxK = log_N_BxK + _excess(found, usable, log_N_BxK) * rng.standard_normal(log_N_BxK.shape)
+    D_BxK = np.stack([tokens_at(budget.cells, log_N_BxK[:, k]) for k, budget in enumerate(usable)], axis=1)
+    N_BxK = np.exp(log_N_BxK)
     N_power, D_power = power_law(C, N_BxK), power_law(C, D_BxK)
     return Draws(N_power, D_power, int(np.isnan(N_power.exponent_B).sum()))
+
+
+def _excess(found: IsoFLOP, usable: list[Budget], log_N_BxK: np.ndarray) -> float:
+    """Scatter of ln N* about its power law beyond what the noise of the losses explains (DerSimonian & Laird 1986).
+
+    Budgets differ by more than noise: by the shapes of their sizes, and where N*(C) is no power law at all.
+    """
+    K = len(usable)
+    if K < 3:
+        return 0.0  # a line through two points leaves nothing to see it by
+    off_K = np.log([budget.N_opt for budget in usable] / found.N_power.at([budget.C for budget in usable])[0])
+    explained = float(np.nanmean(np.nanvar(log_N_BxK, axis=0)))
+    return float(np.sqrt(max(0.0, (off_K**2).sum() / (K - 2) - explained)))
 
 
 def _curve(budget: Budget) -> np.ndarray:
@@ -104,12 +122,15 @@ def _curve(budget: Budget) -> np.ndarray:
 
 
 def _noise(found: IsoFLOP, table: Table, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Noise_BxR to add to the losses: resampled residuals of the local fits, or signed ones where rows are correlated."""
+    """Noise_BxR to add to the losses: resampled residuals of the local fits, or signed ones where rows are
+    correlated."""
     residual_R, weight_R = np.zeros((2, len(table.N_R)))
     for budget in found.budgets:
         if budget.status == "ok":
             rows = np.concatenate(budget.cells.rows_S)
             residual_R[rows], weight_R[rows] = _residuals(budget, table.loss_R)
+    if len(np.unique(table.cluster_R)) == 1:
+        return np.full((resamples, len(residual_R)), np.nan)
     if table.correlated:
         sign_BxK = rng.choice([-1.0, 1.0], size=(resamples, int(table.cluster_R.max()) + 1))
         return sign_BxK[:, table.cluster_R] * residual_R
@@ -137,12 +158,11 @@ def _residuals(budget: Budget, loss_R: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def prediction_draws(
     loss_B: np.ndarray, residual_R: np.ndarray, parameters: int, rng: np.random.Generator, per_draw: int = 20
 ) -> np.ndarray:
-    """Measured losses of a new run: each law draw times exp of centred residuals of log loss, inflated for the parameters.
+    """Measured losses of a new run: each law draw times exp of centred residuals of log loss, inflated for the
+    parameters.
 
     The residuals carry noise and misfit together. sqrt(n / (n - P)) makes up for the P fitted parameters.
     """
     n = len(residual_R)
     noise = (residual_R - residual_R.mean()) * np.sqrt(n / max(n - parameters, 1))
     return (loss_B[:, None] * np.exp(rng.choice(noise, size=(len(loss_B), per_draw)))).ravel()
-
-

@@ -29,6 +29,11 @@ def warnings(analysis: "Analysis") -> list[dict[str, Any]]:
     ]
 
 
+def flops(value: float) -> str:
+    """5e11 rather than 5e+11."""
+    return f"{value:.3g}".replace("e+", "e")
+
+
 def exponents(analysis: "Analysis") -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """EST of the exponents of N*(C) and D*(C) by approach: "approach1" .. "approach3"; only those that exist."""
     found = {}
@@ -55,6 +60,9 @@ def _correlated(analysis: "Analysis") -> list[dict[str, Any]]:
     if not table.correlated:
         return []
     clusters = len(np.unique(table.cluster_R))
+    if clusters == 1:
+        message = f"The {len(table.N_R)} rows come from one trunk or run: one observation, which gives no interval."
+        return [warning("correlated_rows", message, rows=len(table.N_R), clusters=clusters)]
     message = (
         f"The {len(table.N_R)} rows come from {clusters} trunks or runs. Rows of one share their noise, so that whole "
         "trunks or runs were resampled; the intervals are those of that many independent observations."
@@ -66,7 +74,10 @@ def _budgets(analysis: "Analysis") -> list[dict[str, Any]]:
     if isinstance(analysis.isoflop, str):
         return []
     said = {
-        "edge": ("optimum_at_edge", "the lowest loss is at the smallest or largest size, so the optimum may lie beyond"),
+        "edge": (
+            "optimum_at_edge",
+            "the lowest loss is at the smallest or largest size, so the optimum may lie beyond",
+        ),
         "too_few": ("too_few_points", "fewer than four sizes"),
         "not_convex": ("not_bracketed", "the losses around the lowest one do not curve upwards"),
         "not_bracketed": ("not_bracketed", "the fitted minimum lies outside the sizes tried"),
@@ -75,7 +86,7 @@ def _budgets(analysis: "Analysis") -> list[dict[str, Any]]:
     for budget in analysis.isoflop.budgets:
         if budget.status != "ok":
             code, why = said[budget.status]
-            message = f"Budget C = {budget.C:.3g}: {why}. It has no optimum and no part in Approach 2."
+            message = f"Budget C = {flops(budget.C)}: {why}. It has no optimum and no part in Approach 2."
             found.append(warning(code, message, C=budget.C, status=budget.status))
     ok = sum(budget.status == "ok" for budget in analysis.isoflop.budgets)
     if ok < 3:
@@ -89,10 +100,16 @@ def _resamples(analysis: "Analysis") -> list[dict[str, Any]]:
     for number, draws in ((1, analysis.envelope_draws), (2, analysis.isoflop_draws)):
         if draws is not None and draws.failed > FAILED * analysis.resamples:
             message = (
-                f"{draws.failed} of {analysis.resamples} resamples gave Approach {number} no slope; its interval is that "
-                "of the others and may be too narrow."
+                f"{draws.failed} of {analysis.resamples} resamples gave Approach {number} no slope; its interval is "
+                f"that of the others and may be too narrow."
             )
             found.append(warning("weakly_identified", message, approach=number, failed=draws.failed))
+    if analysis.unconverged > FAILED * analysis.resamples:
+        message = (
+            f"{analysis.unconverged} of {analysis.resamples} refits of the law did not end at a stationary point: the "
+            f"objective is flat or kinked there, and the runs hardly determine the law."
+        )
+        found.append(warning("weakly_identified", message, approach=3, failed=analysis.unconverged))
     return found
 
 
@@ -129,9 +146,10 @@ def _disagreement(analysis: "Analysis") -> list[dict[str, Any]]:
             gap = abs(one["value"] - two["value"])
             if gap > np.hypot(*half):
                 message = (
-                    f"Approach {first[-1]} gives N* ~ C^{one['value']:.3f}, Approach {second[-1]} C^{two['value']:.3f}: "
-                    f"further apart than their {LEVEL:.0%} intervals explain. Either the law does not describe these runs, or "
-                    "the optima are biased (windows, schedules that are not annealed, tuning that differs with size)."
+                    f"Approach {first[-1]} gives N* ~ C^{one['value']:.3f}, Approach {second[-1]} "
+                    f"C^{two['value']:.3f}: further apart than their {LEVEL:.0%} intervals explain. Either the law "
+                    "does not describe these runs, or the optima are biased (windows, schedules that are not "
+                    "annealed, tuning that differs with size)."
                 )
                 found.append(warning("approaches_disagree", message, approaches=[first, second], gap=float(gap)))
     return found
@@ -141,7 +159,7 @@ def _extrapolation(analysis: "Analysis") -> list[dict[str, Any]]:
     table, found = analysis.table, []
     for optimum in analysis.optima:
         if optimum["N"]["value"] is None:
-            message = f"At C = {optimum['C']:.3g} the law has no optimum within a factor of 10,000 of the sizes."
+            message = f"At C = {flops(optimum['C'])} the law has no optimum within a factor of 10,000 of the sizes."
             found.append(warning("extrapolation", message, C=optimum["C"]))
             continue
         beyond = []
@@ -156,10 +174,12 @@ def _extrapolation(analysis: "Analysis") -> list[dict[str, Any]]:
                 beyond.append(f"{name} is {factor:.3g} times {'above' if value > high else 'below'} the runs'")
         if beyond:
             message = (
-                f"The optimum at C = {optimum['C']:.3g} is an extrapolation: {'; '.join(beyond)}. Its intervals suppose "
-                "that the law goes on as it is."
+                f"The optimum at C = {flops(optimum['C'])} is an extrapolation: {'; '.join(beyond)}. Its intervals "
+                f"suppose that the law goes on as it is."
             )
-            found.append(warning("extrapolation", message, C=optimum["C"], factor=optimum["C"] / float(table.C_R.max())))
+            found.append(
+                warning("extrapolation", message, C=optimum["C"], factor=optimum["C"] / float(table.C_R.max()))
+            )
     return found
 
 

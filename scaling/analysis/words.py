@@ -11,6 +11,7 @@ from scaling.analysis.isoflop import METHOD
 from scaling.analysis.style import si
 from scaling.analysis.uncertainty import LEVEL
 from scaling.analysis.verdicts import exponents as all_exponents
+from scaling.analysis.verdicts import flops
 
 CAPTIONS = {
     "optima": (
@@ -18,20 +19,21 @@ CAPTIONS = {
         "intervals, dots the measured isoFLOP minima. Grey: beyond the largest budget that was run."
     ),
     "isoflop": (
-        "Loss against model size, one colour a budget. Thick curves are the local parabolas that locate the minima (stars); "
-        "thin lines only join the runs. A red cross marks a lowest point that is not an optimum."
+        "Loss against model size, one colour a budget. Thick curves are the local parabolas that locate the minima "
+        "(stars); thin lines only join the runs. A red cross marks a lowest point that is not an optimum."
     ),
     "surface": (
-        "The fitted loss over compute and size. Contours are in nats per token, evenly spaced in the logarithm of the reducible "
-        "loss; the line joins the points of lowest loss at each compute."
+        "The fitted loss over compute and size. Contours are in nats per token, evenly spaced in the logarithm of the "
+        "reducible loss; the line joins the points of lowest loss at each compute."
     ),
     "residuals": (
-        "Measured loss over the loss of the law, run by run. Scatter is noise; a pattern in compute or size is misfit, which no "
-        "interval here covers."
+        "Measured loss over the loss of the law, run by run. Scatter is noise; a pattern in compute or size is "
+        "misfit, which no interval here covers."
     ),
     "envelope": (
-        "Held-out loss on the way against compute spent, one line a run. The black envelope is the lowest loss reached by any run "
-        "at that compute; dotted where only the smallest or largest size holds it."
+        "Held-out loss on the way against compute spent, one line a run. Dotted: the lowest loss reached so far by "
+        "any run. Black: where a run lowers it with smaller and larger sizes in the race, the points that Approach 1 "
+        "uses."
     ),
     "curves": "Held-out loss on the way against tokens trained on, one line a run; dots are the final losses.",
 }
@@ -41,13 +43,9 @@ UNDER = {
     "approach3": "beta / (alpha + beta), that is under C = 6ND",
 }
 CERTIFICATE = (
-    "That the numbers above are the minimum, and not where an optimiser stopped: the relative gradient at the end point is zero "
-    "to rounding, and independent starts end at the same place."
+    "That the numbers above are the minimum, and not where an optimiser stopped: the relative gradient at the end "
+    "point is zero to rounding, and independent starts end at the same place."
 )
-
-
-def _flops(value: float) -> str:
-    return f"{value:.3g}"
 
 
 def lead(analysis: Analysis) -> str:
@@ -55,7 +53,7 @@ def lead(analysis: Analysis) -> str:
     table = analysis.table
     return (
         f"{len(table.N_R)} runs, {si(table.N_R.min())} to {si(table.N_R.max())} parameters, {si(table.D_R.min())} to "
-        f"{si(table.D_R.max())} tokens, {_flops(table.C_R.min())} to {_flops(table.C_R.max())} FLOPs "
+        f"{si(table.D_R.max())} tokens, {flops(table.C_R.min())} to {flops(table.C_R.max())} FLOPs "
         f"(a factor of {table.C_R.max() / table.C_R.min():.3g})."
     )
 
@@ -63,10 +61,10 @@ def lead(analysis: Analysis) -> str:
 def next_run(analysis: Analysis) -> str:
     """What the recommendation rests on."""
     return (
-        "N and D minimise the fitted law (Approach 3) at the target, with FLOPs per token estimated by a smooth curve through "
-        f"those of the runs (within {analysis.cost.error:.1%} of each). The interval of N and D is that of the law; the interval of the loss also "
-        "holds the scatter of single runs about the law, so that it is meant for the measurement of one new run. Brackets "
-        f"are {LEVEL:.0%} intervals throughout."
+        "N and D minimise the fitted law (Approach 3) at the target, with FLOPs per token estimated by a smooth curve "
+        f"through those of the runs (within {analysis.cost.error:.1%} of each). The interval of N and D is that of "
+        "the law; the interval of the loss also holds the scatter of single runs about the law, so that it is meant "
+        f"for the measurement of one new run. Brackets are {LEVEL:.0%} intervals throughout."
     )
 
 
@@ -93,12 +91,15 @@ def exponents(analysis: Analysis) -> str:
         name: pair[0]["ci"][1] - pair[0]["ci"][0] for name, pair in all_exponents(analysis).items() if pair[0]["ci"]
     }
     wide = ", ".join(f"{width:.2f} wide in Approach {name[-1]}" for name, width in widths.items())
-    text = f"The budgets span a factor of {factor:.3g} in compute. The {LEVEL:.0%} interval of the exponent of N* is {wide}."
+    text = (
+        f"The runs span a factor of {factor:.3g} in compute. The {LEVEL:.0%} interval of the exponent of N* is {wide}."
+    )
     if widths and max(widths.values()) > 0.1:
         width = max(widths.values())
         text += (
-            f" An exponent known to ±{width / 2:.2f} leaves N* uncertain by a factor of {100 ** (width / 2):.2g} either way "
-            "100 times beyond the runs, and more from where the law is less certain: read the exponents as rough."
+            f" An exponent known to ±{width / 2:.2f} leaves N* uncertain by a factor of {100 ** (width / 2):.2g} "
+            "either way 100 times beyond the runs, and more from where the law is less certain: read the exponents "
+            "as rough."
         )
     return text
 
@@ -112,8 +113,8 @@ def law(found: dict[str, Any]) -> str:
     """The law and its objective."""
     objective = found["objective"]
     return (
-        f"L = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022), fitted by the sum of Huber losses of the residuals of log loss "
-        f"with delta = {objective['delta']:g}, over {found['certificate']['rows']} runs."
+        "L = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022), fitted by the sum of Huber losses of the residuals "
+        f"of log loss with delta = {objective['delta']:g}, over {found['certificate']['rows']} runs."
     )
 
 
@@ -127,7 +128,7 @@ def certificate(found: dict[str, Any], law_entry: dict[str, Any]) -> list[tuple[
         ("Different minima found", str(facts["basins"])),
         ("Condition number (normalised)", f"{facts['condition_number']:.3g}"),
         ("Parameters at a bound", ", ".join(facts["at_bound"]) or "none"),
-        ("RMSE of log loss on the largest budget, held out", "–" if held_out is None else f"{held_out:.2%}"),
+        ("RMSE of log loss on the largest budget, held out", "unknown" if held_out is None else f"{held_out:.2%}"),
     ]
 
 
@@ -136,23 +137,27 @@ def limits(analysis: Analysis) -> list[str]:
     table = analysis.table
     factor, top = table.C_R.max() / table.C_R.min(), table.C_R.max()
     said = [
-        f"The runs cover a factor of {factor:.3g} in compute and end at {_flops(top)} FLOPs. Beyond that, nothing was measured: "
-        "the intervals suppose that the law keeps its form, and published laws have over-predicted the loss of the next budget.",
-        "The intervals come from resampling these runs. They hold the noise of the runs and the scatter about the law, and not "
-        "what all runs share: the data, the tokenizer, the optimizer and how its settings change with size, the schedule.",
-        "An optimum here is optimal among runs made by this recipe. A size that was tuned worse than the others moves it.",
-        "The loss is the mean over held-out text of one distribution. It says nothing of other text, or of what a model can do.",
+        f"The runs cover a factor of {factor:.3g} in compute and end at {flops(top)} FLOPs. Beyond that, nothing was "
+        "measured: the intervals suppose that the law keeps its form, and published laws have over-predicted the "
+        "loss of the next budget.",
+        "The intervals come from resampling these runs. They hold the noise of the runs and the scatter about the "
+        "law, and not what all runs share: the data, the tokenizer, the optimizer and how its settings change with "
+        "size, the schedule.",
+        "An optimum here is optimal among runs made by this recipe. A size that was tuned worse than the others moves "
+        "it.",
+        "The loss is the mean over held-out text of one distribution. It says nothing of other text, or of what a "
+        "model can do.",
     ]
     if factor < 100:
         said.insert(
             1,
-            f"A factor of {factor:.3g} in compute is short for an exponent: use it to choose the next run, within about "
-            f"{_flops(top * factor**0.5)} FLOPs, rather than to extrapolate.",
+            f"A factor of {factor:.3g} in compute is short for an exponent: use it to choose the next run, within "
+            f"about {flops(top * factor**0.5)} FLOPs, rather than to extrapolate.",
         )
     if not table.correlated and len(np.unique(table.N_R * 1e-9 + table.C_R)) == len(table.N_R):
         said.append(
-            "No run was repeated with another seed, so that the noise of a single run is not measured apart from the misfit of "
-            "the law."
+            "No run was repeated with another seed, so that the noise of a single run is not measured apart from the "
+            "misfit of the law."
         )
     return said
 
@@ -160,17 +165,25 @@ def limits(analysis: Analysis) -> list[str]:
 def methods(analysis: Analysis) -> list[str]:
     """How every number was computed, for a reader who wants to do it again."""
     said = [
-        f"Approach 3: exact minimum by damped Newton steps with analytic derivatives, in ln N and ln D centred on the data, from "
-        f"{STARTS} starts.",
-        f"Approach 2: {METHOD}. Its interval comes from residuals of the local parabolas, each divided by what the fit leaves of "
-        "unit noise, pooled over budgets and resampled; the sizes of a budget stay as they were designed.",
-        f"Intervals: {LEVEL:.0%} percentile intervals of {analysis.resamples} bootstrap resamples, seed {analysis.seed}. "
-        "Approaches 1 and 3 resample whole clusters of runs (a trunk, else a run, else a row) and refit.",
+        "Approach 3: exact minimum by damped Newton steps with analytic derivatives, in ln N and ln D centred on the "
+        f"data, from {STARTS} starts.",
+        f"Approach 2: {METHOD}. Its interval comes from residuals of the local parabolas, each divided by what the "
+        "fit leaves of unit noise, pooled over budgets and resampled; the sizes of a budget stay as they were "
+        "designed. Scatter of the minima about their power law beyond that noise is added.",
+        f"Intervals: {LEVEL:.0%} percentile intervals of {analysis.resamples} bootstrap resamples, seed "
+        f"{analysis.seed}. Approaches 1 and 3 resample whole clusters of runs (a trunk, else a run, else a row) and "
+        "refit.",
         "Loss of a new run: bootstrap draws of the law times resampled residuals of log loss, centred and inflated by "
         "sqrt(n / (n - 5)).",
-        "FLOPs per token as a function of size: least squares of log(C / (D N)) on a quadratic in log N, continued with its end "
-        f"slopes beyond the runs, at most a factor of {REACH:g} away; within {analysis.cost.error:.2%} of every run.",
+        "FLOPs per token as a function of size: least squares of log(C / (D N)) on a quadratic in log N, continued "
+        f"with its end slopes beyond the runs, at most a factor of {REACH:g} away; within {analysis.cost.error:.2%} "
+        "of every run.",
     ]
+    if analysis.unconverged:
+        said.append(
+            f"{analysis.unconverged} of {analysis.resamples} refits of the law ended on a kink or in a flat valley, "
+            f"short of a stationary point; they are among the draws."
+        )
     for number, draws in ((1, analysis.envelope_draws), (2, analysis.isoflop_draws)):
         if draws is not None:
             said.append(f"Approach {number}: {draws.failed} of {analysis.resamples} resamples gave no slope.")

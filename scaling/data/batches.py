@@ -24,14 +24,12 @@ def num_windows(store: TokenStore, split: str, sequence_length: int) -> int:
     return (store.splits[split].tokens - 1) // sequence_length
 
 
-def batch(
-    store: TokenStore, spec: DataSpec, batch_size: int, step: int, rows: slice | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The inputs and targets of one training step.
+def batch(store: TokenStore, spec: DataSpec, batch_size: int, step: int, rows: slice | None = None) -> np.ndarray:
+    """The windows of one training step, M = L + 1 tokens each: inputs are the first L, targets the last L.
 
     rows: of the global batch, those to return; None: all. No other row is computed, so processes that each ask for
       their own rows see the same global batch, however many they are.
-    Returns x_BxL, y_BxL, int32: two views of one array, y one token later.
+    Returns tokens_BxM, int32.
     Raises InputError if the store is not the one the spec names, or has not one window.
     """
     n = _train_windows(store, spec)
@@ -39,8 +37,8 @@ def batch(
     return _gather(store, "train", spec.sequence_length, _stream(spec.seed, n, position_B))
 
 
-def eval_windows(store: TokenStore, spec: DataSpec) -> tuple[np.ndarray, np.ndarray]:
-    """The run's fixed evaluation windows, spread evenly over the validation split: x_WxL, y_WxL, int32.
+def eval_windows(store: TokenStore, spec: DataSpec) -> np.ndarray:
+    """The run's fixed evaluation windows, spread evenly over the validation split: tokens_WxM, int32, M = L + 1.
 
     Raises InputError if the store is not the one the spec names, or has fewer windows than `spec.eval_windows`.
     """
@@ -134,9 +132,9 @@ def _train_windows(store: TokenStore, spec: DataSpec) -> int:
     return n
 
 
-def _gather(store: TokenStore, split: str, L: int, window_W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _gather(store: TokenStore, split: str, L: int, window_W: np.ndarray) -> np.ndarray:
     ids_T, n = store.splits[split].ids_T, num_windows(store, split, L)
-    ids_WxL1 = np.empty((len(window_W), L + 1), np.int32)
-    ids_WxL1[:, :L] = ids_T[: n * L].reshape(n, L)[window_W]
-    ids_WxL1[:, L] = ids_T[(window_W + 1) * L]
-    return ids_WxL1[:, :-1], ids_WxL1[:, 1:]
+    tokens_WxM = np.empty((len(window_W), L + 1), np.int32)
+    tokens_WxM[:, :L] = ids_T[: n * L].reshape(n, L)[window_W]
+    tokens_WxM[:, L] = ids_T[(window_W + 1) * L]
+    return tokens_WxM

@@ -30,7 +30,7 @@ RULES = (
 def make_mesh(placement: Placement, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh data x fsdp x tensor over the first devices. Raises InputError if there are too few.
 
-    Its axes are Auto: linen's logical constraints turn into assertions under the Explicit type that jax now defaults to.
+    Its axes are Auto: under the Explicit type, the default of jax.make_mesh, linen's constraints become assertions.
     Use it with `jax.set_mesh`; under a plain `with mesh:` flax ignores the constraints without a word.
     """
     devices = jax.devices() if devices is None else devices
@@ -45,7 +45,7 @@ def make_mesh(placement: Placement, devices: Sequence[jax.Device] | None = None)
 
 
 def shardings(boxed_tree: Any, mesh: Mesh) -> Any:
-    """The sharding of every leaf of a tree whose parameters are boxed with logical axes; unboxed leaves are replicated."""
+    """The sharding of every leaf of a tree boxed with logical axes; leaves without a box are replicated."""
     return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed_tree), mesh, RULES)
 
 

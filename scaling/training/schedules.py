@@ -1,4 +1,4 @@
-"""The learning rate of every step, as plain numbers that the host hands to the step: one compiled step serves them all."""
+"""The learning rate of every step, as numbers that the host hands to the step: one compiled step serves them all."""
 
 import numpy as np
 
@@ -8,9 +8,9 @@ from scaling.runs import Run
 def learning_rates(run: Run) -> np.ndarray:
     """The rates of steps 0 .. steps-1 as float32.
 
-    Both kinds warm up linearly, reaching the peak at step warmup_steps - 1, and end, at the last step, at final_fraction
-    of it: cosine by half a cosine wave (Loshchilov & Hutter 2017, eq. 5), wsd at the peak and then linearly over the last
-    decay_steps (Hu et al. 2024, section 4.2; linear decay: Haegele et al. 2024).
+    Both kinds warm up linearly, reaching the peak at step warmup_steps - 1, and end, at the last step, at
+    final_fraction of it: cosine by half a cosine wave (Loshchilov & Hutter 2017, eq. 5), wsd by staying at the peak and
+    falling linearly over the last decay_steps (Hu et al. 2024, section 4.2; the linear form: Haegele et al. 2024).
     """
     schedule, steps = run.schedule, run.steps
     step = np.arange(steps, dtype=np.float64)

@@ -9,11 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scaling.models.transformer import Transformer, constrain, init_params
 from scaling.parallel.mesh import RULES, batch_sharding, shardings
-from scaling.runs import Placement, Run
+from scaling.runs import ModelShape, OptimizerSpec, Placement, Run
 from scaling.training.optimizer import decay_mask, make_optimizer
 
 
@@ -28,8 +28,9 @@ class State(NamedTuple):
 class Program:
     """The functions of a run on a mesh, traced under its rules. All are jitted, none is compiled yet.
 
-    init(key) -> State; step(State, x_BxL, y_BxL, lr) -> (State, metrics), which consumes the state;
-    window_losses(params, x_WxL, y_WxL) -> nats a token of each window, fp32.
+    Windows hold M = L + 1 tokens: the first L are inputs, the last L targets.
+    init(key) -> State; step(State, tokens_BxM, lr) -> (State, metrics), which consumes the state;
+    window_losses(params, tokens_WxM) -> nats a token of each window, fp32.
     """
 
     mesh: Mesh
@@ -40,13 +41,14 @@ class Program:
 
 
 def token_losses(
-    model: Transformer, params: Any, x_BxL: jax.Array, y_BxL: jax.Array, chunk: int | None
+    model: Transformer, params: Any, tokens_BxM: jax.Array, chunk: int | None
 ) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy and squared log-partition of every token, each B x L in fp32.
 
     With a chunk, logits exist for only so many positions of each sequence at a time, and the backward pass makes them
     again: memory falls from L x V to chunk x V a sequence for one more product with the head.
     """
+    x_BxL, y_BxL = tokens_BxM[:, :-1], tokens_BxM[:, 1:]
     hidden_BxLxD = model.apply({"params": params}, x_BxL)
 
     def losses(hidden_BxCxD: jax.Array, y_BxC: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -75,13 +77,14 @@ def make_program(run: Run, placement: Placement, mesh: Mesh) -> Program:
     one program, and with it the compilation.
     """
     placement.check(run)
-    return _program(
-        run.model, run.precision, run.z_loss, dataclasses.replace(run.optimizer, peak_lr=1.0), placement, mesh
-    )
+    optimizer = dataclasses.replace(run.optimizer, peak_lr=1.0)
+    return _program(run.model, run.precision, run.z_loss, optimizer, placement, mesh)
 
 
 @functools.lru_cache(maxsize=8)
-def _program(shape, precision, z_loss, optimizer_spec, placement, mesh) -> Program:  # noqa: ANN001 typed by make_program
+def _program(
+    shape: ModelShape, precision: str, z_loss: float, optimizer_spec: OptimizerSpec, placement: Placement, mesh: Mesh
+) -> Program:
     dtype = {"fp32": jnp.float32, "bf16": jnp.bfloat16}[precision]
     model = Transformer(shape, dtype, remat=placement.remat == "full", scan=placement.scan_layers)
 
@@ -105,41 +108,40 @@ def _program(shape, precision, z_loss, optimizer_spec, placement, mesh) -> Progr
     def init(key: jax.Array) -> State:
         return nn.unbox(boxed_state(key))
 
-    def summed_loss(params: Any, x_BxL: jax.Array, y_BxL: jax.Array) -> tuple[jax.Array, jax.Array]:
-        nll_BxL, square_BxL = token_losses(model, params, x_BxL, y_BxL, placement.loss_chunk)
+    def summed_loss(params: Any, tokens_BxM: jax.Array) -> tuple[jax.Array, jax.Array]:
+        nll_BxL, square_BxL = token_losses(model, params, tokens_BxM, placement.loss_chunk)
         nll = jnp.sum(nll_BxL)
         return nll + z_loss * jnp.sum(square_BxL), nll
 
-    def gradient(params: Any, x_BxL: jax.Array, y_BxL: jax.Array) -> tuple[jax.Array, Any]:
+    def gradient(params: Any, tokens_BxM: jax.Array) -> tuple[jax.Array, Any]:
         """Sums over tokens, so that microbatches add up to the batch whatever their sizes."""
-        (_, nll), grads = jax.value_and_grad(summed_loss, has_aux=True)(params, x_BxL, y_BxL)
+        (_, nll), grads = jax.value_and_grad(summed_loss, has_aux=True)(params, tokens_BxM)
         return nll, grads
 
-    def accumulated(params: Any, x_BxL: jax.Array, y_BxL: jax.Array) -> tuple[jax.Array, Any]:
-        size = placement.microbatch or x_BxL.shape[0]
-        if size == x_BxL.shape[0]:
-            return gradient(params, x_BxL, y_BxL)
+    def accumulated(params: Any, tokens_BxM: jax.Array) -> tuple[jax.Array, Any]:
+        B, M = tokens_BxM.shape
+        size = placement.microbatch or B
+        if size == B:
+            return gradient(params, tokens_BxM)
+        # A microbatch takes every (B / size)-th row: each device cuts its own rows, and none has to move.
+        tokens_AxbxM = jnp.swapaxes(tokens_BxM.reshape(size, B // size, M), 0, 1)
 
-        def microbatches(t_BxL: jax.Array) -> jax.Array:
-            # Every M-th row: each device cuts its own rows, and none has to move.
-            t_MxbxL = jnp.swapaxes(t_BxL.reshape(size, -1, t_BxL.shape[1]), 0, 1)
-            return constrain(t_MxbxL, None, "batch", None)
-
-        def add(total: Any, xy: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradient(params, *xy)), None
+        def add(total: Any, tokens_bxM: jax.Array) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient(params, tokens_bxM)), None
 
         zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
-        return jax.lax.scan(add, zero, (microbatches(x_BxL), microbatches(y_BxL)))[0]
+        return jax.lax.scan(add, zero, constrain(tokens_AxbxM, None, "batch", None))[0]
 
-    def step(state: State, x_BxL: jax.Array, y_BxL: jax.Array, lr: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-        nll, grads = accumulated(state.params, x_BxL, y_BxL)
-        loss, grads = jax.tree.map(lambda t: t / x_BxL.size, (nll, grads))
+    def step(state: State, tokens_BxM: jax.Array, lr: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+        nll, grads = accumulated(state.params, tokens_BxM)
+        targets = tokens_BxM[:, 1:].size
+        loss, grads = jax.tree.map(lambda t: t / targets, (nll, grads))
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
         return State(params, optimizer_state), {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
-    def window_losses(params: Any, x_WxL: jax.Array, y_WxL: jax.Array) -> jax.Array:
-        return jnp.mean(token_losses(model, params, x_WxL, y_WxL, placement.loss_chunk)[0], axis=-1)
+    def window_losses(params: Any, tokens_WxM: jax.Array) -> jax.Array:
+        return jnp.mean(token_losses(model, params, tokens_WxM, placement.loss_chunk)[0], axis=-1)
 
     boxed = jax.eval_shape(traced(boxed_state), jax.random.key(0))
     sharding = shardings(boxed, mesh)
@@ -154,8 +156,12 @@ def _program(shape, precision, z_loss, optimizer_spec, placement, mesh) -> Progr
         step=jax.jit(
             traced(step),
             donate_argnums=0,
-            in_shardings=(sharding, rows, rows, None),
+            in_shardings=(sharding, rows, None),
             out_shardings=(sharding, None),
         ),
-        window_losses=jax.jit(traced(window_losses), in_shardings=(sharding.params, rows, rows)),
+        window_losses=jax.jit(
+            traced(window_losses),
+            in_shardings=(sharding.params, rows),
+            out_shardings=NamedSharding(mesh, PartitionSpec()),
+        ),
     )

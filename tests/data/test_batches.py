@@ -68,22 +68,21 @@ def test_a_window_needs_the_target_of_its_last_token(store):
     assert [num_windows(store, "train", L) for L in (1, tokens - 1, tokens)] == [tokens - 1, 1, 0]
 
 
-def test_targets_are_the_next_tokens(store, spec):
+def test_a_batch_is_the_windows_of_its_step_each_with_its_last_target(store, spec):
     ids_T, L = store.splits["train"].ids_T, spec.sequence_length
     n = num_windows(store, "train", L)
     assert n == (len(ids_T) - 1) // L
     window_B = permutation(spec.seed, 0, n, np.arange(4, 8))
-    x_BxL, y_BxL = batch(store, spec, 4, step=1)
-    assert x_BxL.dtype == y_BxL.dtype == np.int32
-    assert np.array_equal(x_BxL, [ids_T[i * L : i * L + L] for i in window_B])
-    assert np.array_equal(y_BxL, [ids_T[i * L + 1 : i * L + L + 1] for i in window_B])
+    tokens_BxM = batch(store, spec, 4, step=1)
+    assert tokens_BxM.dtype == np.int32
+    assert np.array_equal(tokens_BxM, [ids_T[i * L : i * L + L + 1] for i in window_B])
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_an_epoch_reads_each_window_once_and_the_next_in_another_order(store, spec, batch_size):
     n = num_windows(store, "train", spec.sequence_length)
     steps = -(-2 * n // batch_size)
-    stream = np.concatenate([batch(store, spec, batch_size, step)[0] for step in range(steps)])
+    stream = np.concatenate([batch(store, spec, batch_size, step)[:, :-1] for step in range(steps)])
     ids_T = store.splits["train"].ids_T
     windows = sorted(ids_T[: n * spec.sequence_length].reshape(n, -1).tolist())
     first, second = stream[:n].tolist(), stream[n : 2 * n].tolist()
@@ -94,10 +93,10 @@ def test_an_epoch_reads_each_window_once_and_the_next_in_another_order(store, sp
 def test_the_stream_does_not_depend_on_the_blocks_it_is_computed_in(store, spec, monkeypatch):
     last = 2 * batches.BLOCK // 8
     steps = [0, 1, last // 2 - 1, last // 2, last - 1, last]
-    expected = [batch(store, spec, 8, step)[0] for step in steps]
+    expected = [batch(store, spec, 8, step) for step in steps]
     monkeypatch.setattr(batches, "_block", batches._block.__wrapped__)
     monkeypatch.setattr(batches, "BLOCK", 5)
-    assert all(np.array_equal(batch(store, spec, 8, step)[0], x) for step, x in zip(steps, expected, strict=True))
+    assert all(np.array_equal(batch(store, spec, 8, step), x) for step, x in zip(steps, expected, strict=True))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
@@ -107,36 +106,35 @@ def test_batches_are_the_same_for_any_number_of_processes(store, spec, processes
     share = B // processes
     for step in (0, end_of_epoch, 10**9):
         parts = [batch(store, spec, B, step, slice(p * share, (p + 1) * share)) for p in range(processes)]
-        for whole, shares in zip(batch(store, spec, B, step), zip(*parts, strict=True), strict=True):
-            assert np.array_equal(np.concatenate(shares), whole)
+        assert np.array_equal(np.concatenate(parts), batch(store, spec, B, step))
 
 
 def test_the_batch_size_cuts_one_stream(store, spec):
-    small = np.concatenate([batch(store, spec, 4, step)[1] for step in range(6, 12)])
-    assert np.array_equal(small, batch(store, spec, 24, 1)[1])
+    small = np.concatenate([batch(store, spec, 4, step) for step in range(6, 12)])
+    assert np.array_equal(small, batch(store, spec, 24, 1))
 
 
 def test_another_data_seed_is_another_order(store, spec):
     other = dataclasses.replace(spec, seed=1)
-    assert not np.array_equal(batch(store, spec, 16, 0)[0], batch(store, other, 16, 0)[0])
+    assert not np.array_equal(batch(store, spec, 16, 0), batch(store, other, 16, 0))
 
 
 @pytest.mark.parametrize("W", [2, 3, 10])
 def test_eval_windows_are_spread_evenly(store, spec, W):
     L, ids_T = spec.sequence_length, store.splits["validation"].ids_T
     n = num_windows(store, "validation", L)
-    x_WxL, y_WxL = eval_windows(store, dataclasses.replace(spec, eval_windows=W))
+    tokens_WxM = eval_windows(store, dataclasses.replace(spec, eval_windows=W))
     windows = ids_T[: n * L].reshape(n, L).tolist()
-    where = [windows.index(x) for x in x_WxL.tolist()]
-    assert [windows.count(x) for x in x_WxL.tolist()] == [1] * W
+    where = [windows.index(x) for x in tokens_WxM[:, :-1].tolist()]
+    assert [windows.count(x) for x in tokens_WxM[:, :-1].tolist()] == [1] * W
     assert max(np.diff(where)) - min(np.diff(where)) <= 1
     assert abs(where[0] - (n - 1 - where[-1])) <= 1
-    assert np.array_equal(y_WxL, [ids_T[i * L + 1 : i * L + L + 1] for i in where])
+    assert np.array_equal(tokens_WxM[:, -1], [ids_T[(i + 1) * L] for i in where])
 
 
 def test_all_windows_can_be_evaluated_and_not_one_more(store, spec):
     n = num_windows(store, "validation", spec.sequence_length)
-    x_WxL, _ = eval_windows(store, dataclasses.replace(spec, eval_windows=n))
+    x_WxL = eval_windows(store, dataclasses.replace(spec, eval_windows=n))[:, :-1]
     assert np.array_equal(x_WxL.ravel(), store.splits["validation"].ids_T[: x_WxL.size])
     with pytest.raises(InputError, match=rf"eval_windows={n + 1}, but the validation split has {n} windows of 16"):
         eval_windows(store, dataclasses.replace(spec, eval_windows=n + 1))

@@ -1,0 +1,58 @@
+"""The files a run writes while it trains: metrics.jsonl, which is compared, and timing.jsonl, which is not."""
+
+import json
+import pathlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from scaling.errors import InputError
+
+
+def cut_back(path: pathlib.Path, steps: int) -> None:
+    """Drops the lines of a .jsonl file that are past `steps`, or broken by a kill: those steps will be done again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            past = json.loads(line)["step"] > steps
+        except ValueError:
+            break  # only the last line can be half-written
+        if not past:
+            kept.append(line + "\n")
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+def append(path: pathlib.Path, record: dict[str, Any]) -> None:
+    """Adds a line to a .jsonl file."""
+    with open(path, "a", encoding="utf-8") as f:
+        f.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """All whole lines of a .jsonl file, [] if there is none. A last line without its end is still being written."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    try:
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    except ValueError as error:
+        raise InputError(f"a line is not JSON: {error}", where=str(path)) from None
+
+
+class Clock:
+    """Wall seconds by what they were spent on, adding up over restarts."""
+
+    def __init__(self, seconds: dict[str, float]):
+        self.seconds = defaultdict(float, seconds)
+
+    @contextmanager
+    def measure(self, what: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] += time.perf_counter() - start
