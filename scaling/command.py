@@ -3,10 +3,13 @@
 0 done; 1 a bug (traceback); 2 the user's input (one line); 3 some cells failed; 75 stopped on request, start again.
 """
 
+import os
+import pathlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from scaling.errors import InputError, RunFailedError, StoppedError
 
@@ -16,6 +19,22 @@ DONE, BAD_INPUT, FAILED, STOPPED = 0, 2, 3, 75
 def launch(main: Callable[[list[str]], int | None]) -> None:
     """Parses the flags, calls main(argv without flags), and exits with its code. For `if __name__ == "__main__":`."""
     app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+
+
+def config_values(config: flags.FlagHolder) -> dict[str, Any]:
+    """The values of a --config flag as plain nested dictionaries. Raises InputError if it was not given or not read."""
+    if config.value is None:
+        raise InputError("--config is missing", do="--config=experiments/configs/laptop.py, say")
+    try:
+        return config.value.to_dict()
+    # A file that cannot be run is kept by ml_collections as an object that raises the file's own error when it is used.
+    except Exception as error:
+        raise InputError(f"{type(error).__name__}: {error}", where="--config") from None
+
+
+def default_stores() -> str:
+    """Where token stores are kept unless a flag says otherwise: SCALING_STORES, or the user's cache."""
+    return os.environ.get("SCALING_STORES", str(pathlib.Path.home() / ".cache" / "scaling" / "stores"))
 
 
 def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
@@ -34,6 +53,7 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    logging.set_verbosity(logging.WARNING)
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
@@ -41,7 +61,8 @@ def _parse(argv: list[str]) -> list[str]:
     # ml_collections reads the config file and sets its fields while flags are parsed, and lets their errors through:
     # whatever a user's config file raises is the user's to mend, so it is shown by type and text, in one line.
     except Exception as error:
-        message = str(error) if isinstance(error, InputError) else f"--config: {type(error).__name__}: {error}"
+        text = error.args[0] if error.args and isinstance(error.args[0], str) else error
+        message = str(error) if isinstance(error, InputError) else f"--config: unknown or wrong: {text}"
     raise SystemExit(_refuse(message))
 
 

@@ -8,15 +8,11 @@ import dataclasses
 import hashlib
 import json
 import math
-import operator
-import types
-import typing
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from scaling.errors import InputError, nearest
+from scaling.specs import from_dict, require, settle, to_dict
 
 SCHEMA = 1
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,22 +35,22 @@ class ModelShape:
     output_init: Literal["depth_scaled", "zero"] = "depth_scaled"  # of the two projections that write to the residual
 
     def __post_init__(self) -> None:
-        _settle(self, "model")
+        settle(self, "model")
         for name in ("d_model", "n_layers", "n_heads", "d_ff", "vocab_size", "head_size", "kv_heads"):
-            _require(getattr(self, name) >= 1, f"model.{name}={getattr(self, name)} is not positive")
+            require(getattr(self, name) >= 1, f"model.{name}={getattr(self, name)} is not positive")
         if self.d_head is None:
-            _require(
+            require(
                 self.d_model % self.n_heads == 0,
                 f"model.n_heads={self.n_heads} does not divide d_model={self.d_model}",
                 "change one of them, or give d_head",
             )
-        _require(
+        require(
             self.n_heads % self.kv_heads == 0,
             f"model.n_kv_heads={self.kv_heads} does not divide n_heads={self.n_heads}",
         )
         if self.positions == "rotary":
-            _require(self.head_size % 2 == 0, f"rotary positions need an even head size, not {self.head_size}")
-        _require(
+            require(self.head_size % 2 == 0, f"rotary positions need an even head size, not {self.head_size}")
+        require(
             (self.positions == "learned") == (self.n_positions is not None),
             f"model.n_positions={self.n_positions} with positions={self.positions!r}",
             "learned positions need n_positions; rotary ones have none",
@@ -79,10 +75,10 @@ class DataSpec:
     seed: int = 0  # of the order of the training windows
 
     def __post_init__(self) -> None:
-        _settle(self, "data")
-        _require(self.sequence_length >= 2, f"data.sequence_length={self.sequence_length} is below 2")
-        _require(self.eval_windows >= 2, f"data.eval_windows={self.eval_windows} is below 2: no standard error")
-        _require(self.seed >= 0, f"data.seed={self.seed} is negative")
+        settle(self, "data")
+        require(self.sequence_length >= 2, f"data.sequence_length={self.sequence_length} is below 2")
+        require(self.eval_windows >= 2, f"data.eval_windows={self.eval_windows} is below 2: no standard error")
+        require(self.seed >= 0, f"data.seed={self.seed} is negative")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,13 +93,13 @@ class OptimizerSpec:
     clip_norm: float | None = 1.0
 
     def __post_init__(self) -> None:
-        _settle(self, "optimizer")
-        _require(self.peak_lr > 0, f"optimizer.peak_lr={self.peak_lr} is not positive")
+        settle(self, "optimizer")
+        require(self.peak_lr > 0, f"optimizer.peak_lr={self.peak_lr} is not positive")
         for name in ("b1", "b2"):
-            _require(0 <= getattr(self, name) < 1, f"optimizer.{name}={getattr(self, name)} is outside [0, 1)")
-        _require(self.eps > 0, f"optimizer.eps={self.eps} is not positive")
-        _require(self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay} is negative")
-        _require(self.clip_norm is None or self.clip_norm > 0, f"optimizer.clip_norm={self.clip_norm} is not positive")
+            require(0 <= getattr(self, name) < 1, f"optimizer.{name}={getattr(self, name)} is outside [0, 1)")
+        require(self.eps > 0, f"optimizer.eps={self.eps} is not positive")
+        require(self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay} is negative")
+        require(self.clip_norm is None or self.clip_norm > 0, f"optimizer.clip_norm={self.clip_norm} is not positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,10 +112,10 @@ class ScheduleSpec:
     final_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        _settle(self, "schedule")
-        _require(self.warmup_steps >= 0, f"schedule.warmup_steps={self.warmup_steps} is negative")
-        _require(0 <= self.final_fraction <= 1, f"schedule.final_fraction={self.final_fraction} is outside [0, 1]")
-        _require(
+        settle(self, "schedule")
+        require(self.warmup_steps >= 0, f"schedule.warmup_steps={self.warmup_steps} is negative")
+        require(0 <= self.final_fraction <= 1, f"schedule.final_fraction={self.final_fraction} is outside [0, 1]")
+        require(
             (self.kind == "wsd") == (self.decay_steps > 0),
             f"schedule.decay_steps={self.decay_steps} with kind={self.kind!r}",
             "wsd needs decay_steps; cosine has none",
@@ -142,14 +138,14 @@ class Run:
     seed: int = 0  # of the initialisation
 
     def __post_init__(self) -> None:
-        _settle(self, "run")
+        settle(self, "run")
         for name in ("batch_size", "steps", "eval_points"):
-            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} is not positive")
-        _require(self.seed >= 0 and self.z_loss >= 0, f"seed={self.seed} or z_loss={self.z_loss} is negative")
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} is not positive")
+        require(self.seed >= 0 and self.z_loss >= 0, f"seed={self.seed} or z_loss={self.z_loss} is negative")
         taken = self.schedule.warmup_steps + self.schedule.decay_steps
-        _require(taken <= self.steps, f"warm-up and decay take {taken} steps of a run of {self.steps}")
+        require(taken <= self.steps, f"warm-up and decay take {taken} steps of a run of {self.steps}")
         rows = self.model.n_positions
-        _require(
+        require(
             rows is None or rows >= self.data.sequence_length,
             f"model.n_positions={rows} is below data.sequence_length={self.data.sequence_length}",
         )
@@ -177,10 +173,10 @@ class Placement:
     loss_chunk: int | None = None  # positions of each sequence whose logits exist at a time; None: all of them
 
     def __post_init__(self) -> None:
-        _settle(self, "placement")
+        settle(self, "placement")
         for name in ("data", "fsdp", "tensor", "microbatch", "loss_chunk"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"placement.{name}={value} is not positive")
+            require(value is None or value >= 1, f"placement.{name}={value} is not positive")
 
     @property
     def devices(self) -> int:
@@ -198,34 +194,7 @@ class Placement:
             ("tensor", self.tensor, "vocab_size", run.model.vocab_size),
             ("loss_chunk", self.loss_chunk or 1, "sequence_length", run.data.sequence_length),
         ):
-            _require(number % size == 0, f"placement.{name}={size} does not divide {of}={number}")
-
-
-def to_dict(value: Any) -> dict[str, Any]:
-    """A spec as plain values, nested, without the fields that are at their default."""
-    result = {}
-    for field in dataclasses.fields(value):
-        item = getattr(value, field.name)
-        if item != field.default:
-            result[field.name] = to_dict(item) if dataclasses.is_dataclass(item) else item
-    return result
-
-
-def from_dict(cls: type[T], values: Any, where: str = "") -> T:
-    """The inverse of `to_dict`. Raises InputError naming an unknown key (and the nearest valid one) or a missing."""
-    if not isinstance(values, dict):
-        raise InputError(f"expected a mapping for {cls.__name__}, got {values!r}", where)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
-    for key in values:
-        _require(key in fields, f"unknown key {key!r}", nearest(key, fields), where)
-    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
-    _require(not missing, f"missing {', '.join(missing)}", f"{cls.__name__} needs them", where)
-    nested = {}
-    for name, value in values.items():
-        is_spec = dataclasses.is_dataclass(hints[name])
-        nested[name] = from_dict(hints[name], value, f"{where}.{name}".lstrip(".")) if is_spec else value
-    return cls(**nested)
+            require(number % size == 0, f"placement.{name}={size} does not divide {of}={number}")
 
 
 def canonical_json(run: Run) -> str:
@@ -242,7 +211,7 @@ def run_from_dict(values: dict[str, Any], where: str = "") -> Run:
     """Reads the content of run.json. Raises InputError on another schema, and as `from_dict` does."""
     values = dict(values)
     schema = values.pop("schema", SCHEMA)
-    _require(schema == SCHEMA, f"schema {schema!r} of a run; this version reads {SCHEMA}", where=where)
+    require(schema == SCHEMA, f"schema {schema!r} of a run; this version reads {SCHEMA}", where=where)
     return from_dict(Run, values, where)
 
 
@@ -255,41 +224,3 @@ def run_id(run: Run) -> str:
 def _short(number: float) -> str:
     power = min(int(math.log10(number)) // 3, 4)
     return f"{number / 1000**power:.3g}{['', 'k', 'M', 'G', 'T'][power]}"
-
-
-def _require(condition: bool, what: str, do: str = "", where: str = "") -> None:
-    if not condition:
-        raise InputError(what, where, do)
-
-
-def _settle(spec: Any, where: str) -> None:
-    """Checks each field against its type hint, and gives numbers one form (an int in a float field becomes a float)."""
-    hints = typing.get_type_hints(type(spec))
-    for field in dataclasses.fields(spec):
-        value = _settled(getattr(spec, field.name), hints[field.name], f"{where}.{field.name}")
-        object.__setattr__(spec, field.name, value)
-
-
-def _settled(value: Any, hint: Any, name: str) -> Any:
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        hint = next(h for h in typing.get_args(hint) if h is not types.NoneType)
-    if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
-        _require(value in choices, f"{name}={value!r} is unknown", nearest(str(value), choices))
-        return value
-    if isinstance(value, bool) and hint is not bool:
-        raise InputError(f"{name}={value!r} is not of type {hint.__name__}")
-    try:
-        if hint is int:
-            return operator.index(value)
-        if hint is float and not isinstance(value, str):
-            number = float(value)
-            _require(math.isfinite(number), f"{name}={number} is not finite")
-            return number
-    except TypeError:
-        pass
-    if not isinstance(value, hint):
-        raise InputError(f"{name}={value!r} is not of type {hint.__name__}")
-    return value

@@ -59,6 +59,9 @@ def analyze(
     # Each part draws from its own stream, so that one approach more or less does not change the others.
     streams = [np.random.default_rng([seed, 0, part]) for part in range(3)]
 
+    if len(np.unique(table.cluster_R)) == 1:
+        resamples = 0  # one observation has no spread, and so no interval; a warning says so
+
     inputs = laws.Inputs(table.N_R, table.D_R)
     fit = fitting.fit(laws.CHINCHILLA, inputs, table.loss_R)
     draws = uncertainty.law_draws(fit, table, resamples, streams[0])

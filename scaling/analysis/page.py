@@ -38,7 +38,7 @@ thead th { border-bottom: 1.5px solid var(--soft); }
 .ci { color: var(--soft); }
 figure { margin: 1.4rem 0; break-inside: avoid; }
 figure .plot { background: var(--card); border-radius: 4px; padding: .6rem; }
-figure svg { display: block; width: 100%; height: auto; }
+figure svg { display: block; width: 100%; max-width: 44rem; height: auto; margin: 0 auto; }
 figcaption { font-size: .82rem; line-height: 1.45; color: var(--soft); margin-top: .5rem; }
 .code { font-size: .72rem; color: var(--soft); border: 1px solid var(--line); border-radius: 3px;
   padding: .05rem .35rem; white-space: nowrap; }

@@ -140,9 +140,8 @@ def optima_figure(analysis: Analysis) -> Figure:
 
 def _band(axes: Axes, C_G: np.ndarray, centre_G: np.ndarray, draws_BxG: np.ndarray, name: str, line: str) -> None:
     axes.plot(C_G, centre_G, line, color=APPROACH[name], label=APPROACH_NAME[name], zorder=3)
-    if (
-        np.isfinite(draws_BxG).mean(0).min() > 0.5
-    ):  # as estimate(): an interval of fewer than half the resamples is none
+    # As in estimate(): an interval of fewer than half the resamples is none.
+    if len(draws_BxG) and np.isfinite(draws_BxG).mean(0).min() > 0.5:
         low_G, high_G = np.nanquantile(draws_BxG, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         axes.fill_between(C_G, low_G, high_G, color=APPROACH[name], alpha=0.16, lw=0)
 

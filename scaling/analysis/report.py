@@ -79,7 +79,7 @@ def report_dict(analysis: Analysis, prediction: dict[str, Any] | None = None) ->
     }
     if table.alternative is not None:
         key = "without_outliers" if table.outliers == "kept" else "with_outliers"
-        report[key] = {"N_exponent": verdicts.exponents_without(table.alternative)}
+        report[key] = {"N_exponent": verdicts.point_exponents(table.alternative)}
     if prediction is not None:
         report["prediction"] = {**prediction, "inside": inside(prediction)}
     return report
@@ -135,7 +135,7 @@ def _approach3(analysis: Analysis) -> dict[str, Any]:
 
 def _law(analysis: Analysis) -> dict[str, Any]:
     fit = analysis.fit
-    drawn = fit.law.natural(analysis.theta_BxP, fit.centre)
+    drawn = verdicts.drawn_parameters(analysis)
     return {
         "law": fit.law.name,
         "objective": {"kind": fit.objective.kind, "delta": fit.objective.delta, "value": fit.value},

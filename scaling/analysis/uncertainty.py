@@ -17,9 +17,10 @@ import numpy as np
 
 from scaling.analysis.curves import Curves
 from scaling.analysis.envelope import Envelope, powers, winners
-from scaling.analysis.fitting import Fit, Minimum, refit
+from scaling.analysis.fitting import Fit, refit
 from scaling.analysis.isoflop import Budget, IsoFLOP, tokens_at, vertices
 from scaling.analysis.laws import Inputs
+from scaling.analysis.newton import Minimum
 from scaling.analysis.powers import Power, power_law
 from scaling.analysis.table import Table
 
@@ -52,9 +53,8 @@ def law_draws(fitted: Fit, table: Table, resamples: int, rng: np.random.Generato
     not on the outcome).
     """
     inputs = Inputs(table.N_R, table.D_R)
-    if len(np.unique(table.cluster_R)) == 1:  # one observation has no spread: no draw, and so no interval
-        nothing_B = np.full(resamples, np.nan)
-        return Minimum(np.full((resamples, len(fitted.theta_P)), np.nan), *[nothing_B] * 4)
+    if resamples == 0:
+        return Minimum(np.empty((0, len(fitted.theta_P))), *np.empty((4, 0)))
     weight_BxR = np.zeros((0, len(table.N_R)))
     while len(weight_BxR) < resamples:
         more = cluster_weights(table.cluster_R, resamples, rng)
@@ -109,7 +109,7 @@ def _excess(found: IsoFLOP, usable: list[Budget], log_N_BxK: np.ndarray) -> floa
     Budgets differ by more than noise: by the shapes of their sizes, and where N*(C) is no power law at all.
     """
     K = len(usable)
-    if K < 3:
+    if K < 3 or not len(log_N_BxK):
         return 0.0  # a line through two points leaves nothing to see it by
     off_K = np.log([budget.N_opt for budget in usable] / found.N_power.at([budget.C for budget in usable])[0])
     explained = float(np.nanmean(np.nanvar(log_N_BxK, axis=0)))
@@ -129,8 +129,6 @@ def _noise(found: IsoFLOP, table: Table, resamples: int, rng: np.random.Generato
         if budget.status == "ok":
             rows = np.concatenate(budget.cells.rows_S)
             residual_R[rows], weight_R[rows] = _residuals(budget, table.loss_R)
-    if len(np.unique(table.cluster_R)) == 1:
-        return np.full((resamples, len(residual_R)), np.nan)
     if table.correlated:
         sign_BxK = rng.choice([-1.0, 1.0], size=(resamples, int(table.cluster_R.max()) + 1))
         return sign_BxK[:, table.cluster_R] * residual_R

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scaling.analysis.fitting import Fit, fit
+from scaling.analysis.isoflop import isoflop
 from scaling.analysis.laws import CHINCHILLA, Inputs
-from scaling.analysis.table import warning
+from scaling.analysis.table import Table, warning
 from scaling.analysis.uncertainty import LEVEL, estimate
 
 if TYPE_CHECKING:
@@ -47,12 +48,19 @@ def exponents(analysis: "Analysis") -> dict[str, tuple[dict[str, Any], dict[str,
             estimate(power.exponent_B[0], drawn.exponent_B)
             for power, drawn in ((result.N_power, draws.N_power), (result.D_power, draws.D_power))
         )
-    alpha, beta = analysis.fit.theta_P[3:]
-    alpha_B, beta_B = analysis.theta_BxP.T[3:]
-    with np.errstate(invalid="ignore"):
-        a, a_B = beta / (alpha + beta), beta_B / (alpha_B + beta_B)
+    a, a_B = _exponent(analysis.fit.parameters), _exponent(drawn_parameters(analysis))
     found["approach3"] = (estimate(a, a_B), estimate(1 - a, 1 - a_B))
     return found
+
+
+def drawn_parameters(analysis: "Analysis") -> dict[str, np.ndarray]:
+    """Natural parameters of the law in each bootstrap draw: name -> values_B."""
+    return analysis.fit.law.natural(analysis.theta_BxP, analysis.fit.centre)
+
+
+def _exponent(parameters: dict[str, Any]) -> Any:
+    """beta / (alpha + beta), the exponent of N* under C = 6ND (Hoffmann et al. 2022, eq. 4)."""
+    return parameters["beta"] / (parameters["alpha"] + parameters["beta"])
 
 
 def _correlated(analysis: "Analysis") -> list[dict[str, Any]]:
@@ -99,10 +107,10 @@ def _resamples(analysis: "Analysis") -> list[dict[str, Any]]:
     found = []
     for number, draws in ((1, analysis.envelope_draws), (2, analysis.isoflop_draws)):
         if draws is not None and draws.failed > FAILED * analysis.resamples:
-            message = (
-                f"{draws.failed} of {analysis.resamples} resamples gave Approach {number} no slope; its interval is "
-                f"that of the others and may be too narrow."
+            rest = (
+                "so that it has no interval" if 2 * draws.failed > analysis.resamples else "its interval is the others'"
             )
+            message = f"{draws.failed} of {analysis.resamples} resamples gave Approach {number} no slope: {rest}."
             found.append(warning("weakly_identified", message, approach=number, failed=draws.failed))
     if analysis.unconverged > FAILED * analysis.resamples:
         message = (
@@ -121,8 +129,7 @@ def _bounds(fitted: Fit) -> list[dict[str, Any]]:
 
 
 def _weak(analysis: "Analysis") -> list[dict[str, Any]]:
-    law, theta_BxP = analysis.fit.law, analysis.theta_BxP
-    drawn = law.natural(theta_BxP, analysis.fit.centre)
+    drawn = drawn_parameters(analysis)
     loose = []
     for name in ("E", "alpha", "beta"):  # A and B are the terms at N = 1 and D = 1: far outside any data, never tight
         est = estimate(analysis.fit.parameters[name], drawn[name])
@@ -183,12 +190,9 @@ def _extrapolation(analysis: "Analysis") -> list[dict[str, Any]]:
     return found
 
 
-def exponents_without(table: Any) -> dict[str, float | None]:
-    """Point estimates of the exponents on a table with the opposite decision about its outliers."""
-    from scaling.analysis.isoflop import isoflop
-
+def point_exponents(table: Table) -> dict[str, float | None]:
+    """Exponents of N* without intervals, of a table with the opposite decision about its outliers."""
     fitted = fit(CHINCHILLA, Inputs(table.N_R, table.D_R), table.loss_R)
-    alpha, beta = fitted.parameters["alpha"], fitted.parameters["beta"]
     valleys = isoflop(table)
-    two = float("nan") if isinstance(valleys, str) else float(valleys.N_power.exponent_B[0])
-    return {"approach2": two if np.isfinite(two) else None, "approach3": beta / (alpha + beta)}
+    second = np.nan if isinstance(valleys, str) else float(valleys.N_power.exponent_B[0])
+    return {"approach2": second if np.isfinite(second) else None, "approach3": _exponent(fitted.parameters)}

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import numpy as np
-
 from scaling.analysis.analyze import Analysis
 from scaling.analysis.fitting import STARTS
 from scaling.analysis.frontier import REACH
@@ -154,7 +152,7 @@ def limits(analysis: Analysis) -> list[str]:
             f"A factor of {factor:.3g} in compute is short for an exponent: use it to choose the next run, within "
             f"about {flops(top * factor**0.5)} FLOPs, rather than to extrapolate.",
         )
-    if not table.correlated and len(np.unique(table.N_R * 1e-9 + table.C_R)) == len(table.N_R):
+    if len(set(zip(table.N_R, table.D_R, strict=True))) == len(table.N_R):
         said.append(
             "No run was repeated with another seed, so that the noise of a single run is not measured apart from the "
             "misfit of the law."

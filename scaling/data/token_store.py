@@ -46,8 +46,8 @@ class Split:
     documents: int
     bytes: int  # of text: end tokens are not counted
     sha256: str  # of the token file, then the ends file
-    ids_T: np.ndarray = dataclasses.field(repr=False, compare=False)  # noqa: N815
-    ends_M: np.ndarray = dataclasses.field(repr=False, compare=False)  # noqa: N815
+    ids_T: np.ndarray = dataclasses.field(repr=False, compare=False)
+    ends_M: np.ndarray = dataclasses.field(repr=False, compare=False)
 
     @property
     def bytes_per_token(self) -> float:

@@ -68,7 +68,7 @@ def shape_for(size: float, vocab_size: int, **options: Any) -> ModelShape:
 
 
 def _shape(width: int, n_layers: int, vocab_size: int, options: dict[str, Any]) -> ModelShape:
-    target = 128 if width >= 1280 else 64 if width >= 512 else 32 if width >= 128 else 16
+    target = 128 if width >= 1280 else 64 if width >= 512 else 32
     heads = next(h for h in range(max(1, width // target), 0, -1) if width % h == 0 and width // h % 2 == 0)
     swiglu = options.get("activation") == "swiglu"
     tile = _step(width)

@@ -3,10 +3,12 @@
 The state after step k is a function of the run and k alone, so a stopped run goes on where its checkpoint is.
 """
 
+import contextlib
+import fcntl
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,7 +21,8 @@ from scaling.files import read_json, write_json
 from scaling.models.counts import counts
 from scaling.parallel.chips import peak_flops
 from scaling.parallel.mesh import batch_sharding, make_mesh
-from scaling.runs import Placement, Run, run_id, run_to_dict, to_dict
+from scaling.runs import Placement, Run, run_id, run_to_dict
+from scaling.specs import to_dict
 from scaling.training import records
 from scaling.training.checkpoints import Checkpoints
 from scaling.training.distribute import place_rows
@@ -65,13 +68,24 @@ def train(
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "run.json", run_to_dict(run))
     write_json(directory / "placement.json", to_dict(placement))
-    with jax.set_mesh(mesh), Checkpoints(directory / "checkpoints") as checkpoints:
+    with _locked(directory), jax.set_mesh(mesh), Checkpoints(directory / "checkpoints") as checkpoints:
         trainer = _Trainer(run, placement, store, directory, program, checkpoints, windows_WxM)
         loss, loss_stderr = trainer.train(report, stopping)
     result = _result(run, placement, store, loss, loss_stderr, dict(trainer.clock.seconds))
     write_json(result_path, result)
     (directory / "failure.json").unlink(missing_ok=True)
     return result
+
+
+@contextlib.contextmanager
+def _locked(directory: pathlib.Path) -> Iterator[None]:
+    """Holds the run's lock, which the system lets go of when the process ends, however it ends."""
+    with open(directory / records.LOCK, "w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError("another process is training this run", where=str(directory)) from None
+        yield
 
 
 class _Trainer:
@@ -172,7 +186,7 @@ class _Trainer:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not all(map(math.isfinite, values.values())):
             reason = f"step {done} of {self.run.steps}: " + ", ".join(f"{k} {v}" for k, v in values.items())
-            write_json(self.directory / "failure.json", {"reason": reason, "step": done})
+            write_json(self.directory / "failure.json", {"reason": reason, "step": done, "final": True})
             raise RunFailedError(f"{run_id(self.run)}: {reason}")
         if done % self.log_every == 0 or done == self.run.steps:
             self.log({"step": done, "lr": float(self.rates[done - 1]), **values})

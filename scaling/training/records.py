@@ -10,6 +10,8 @@ from typing import Any
 
 from scaling.errors import InputError
 
+LOCK = "lock"  # a file in a run's directory that is locked while a process trains the run
+
 
 def cut_back(path: pathlib.Path, steps: int) -> None:
     """Drops the lines of a .jsonl file that are past `steps`, or broken by a kill: those steps will be done again."""

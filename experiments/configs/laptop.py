@@ -1,0 +1,31 @@
+"""An isoFLOP study on one laptop, on real text: 4 budgets x 7 sizes, and a prediction at twice the largest budget.
+
+python -m experiments.sweep --config=experiments/configs/laptop.py --workdir=runs/demo      (or: make demo)
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "data": {
+                "source": "stdlib",
+                "tokenizer": "bytes",
+                "sequence_length": 64,
+                "eval_windows": 512,
+                "max_epochs": 2.0,
+            },
+            "model": {"tied_embeddings": True, "output_init": "zero"},
+            "recipe": "small",
+            "grid": {
+                "budgets": (1e11, 2.5e11, 6e11, 1.5e12),
+                "sizes": 6,
+                "prior_flops": 5e11,
+                "prior_size": 45e3,
+                "below": 3.0,
+                "above": 8.0,
+            },
+            "prediction": 2.0,
+        }
+    )

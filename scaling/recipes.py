@@ -1,0 +1,81 @@
+"""Recipes: how a shape is trained. Each is one small function with its source.
+
+    recipe(shape, tokens, budget, sequence_length) -> Settings
+
+The batch is a function of the budget alone, so that it is one along an isoFLOP curve: a batch that changes with size
+inside a curve would mix its effect with that of size.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from scaling.errors import InputError, nearest
+from scaling.runs import ModelShape, OptimizerSpec, ScheduleSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a recipe decides about a run, beside its shape and data."""
+
+    batch_size: int
+    steps: int
+    optimizer: OptimizerSpec
+    schedule: ScheduleSpec
+    z_loss: float = 0.0
+
+
+Recipe = Callable[[ModelShape, float, float, int], Settings]
+
+
+def small(shape: ModelShape, tokens: float, budget: float, sequence_length: int) -> Settings:
+    """For models of 1e4 to 1e6 parameters on bytes: 512 tokens a step, peak rate .012 (32/D)^.8, cosine to a tenth.
+
+    Found by trial at 5e11 FLOPs on the standard library's text, where it gives a clear U over sizes; steps of 1-2k
+    tokens gave none. The rate is not tuned per size.
+    """
+    batch_size = max(1, 512 // sequence_length)
+    steps = round(tokens / (batch_size * sequence_length))
+    optimizer = OptimizerSpec(peak_lr=0.012 * (32 / shape.d_model) ** 0.8, b2=0.98)
+    return Settings(batch_size, steps, optimizer, ScheduleSpec("cosine", warmup_steps=round(0.08 * steps)))
+
+
+def chinchilla(shape: ModelShape, tokens: float, budget: float, sequence_length: int) -> Settings:
+    """Hoffmann et al. 2022: AdamW, and a cosine over the run's own tokens to a tenth (their Figure A1 is why).
+
+    Peak rate 2e-4 at 70M to 1.25e-4 at 16B, the two ends that they state, log-linear between and level outside. They
+    state no batch for each run: it is `deepseek_batch` here. Warm-up is 1 % of the steps. N is taken as C / 6D.
+    """
+    batch_size = deepseek_batch(budget, sequence_length)
+    steps = round(tokens / (batch_size * sequence_length))
+    position = math.log(budget / (6 * tokens) / 70e6) / math.log(16e9 / 70e6)
+    peak_lr = 2e-4 * (1.25e-4 / 2e-4) ** min(1.0, max(0.0, position))
+    return Settings(batch_size, steps, OptimizerSpec(peak_lr), ScheduleSpec("cosine", max(1, round(0.01 * steps))))
+
+
+def wsd(shape: ModelShape, tokens: float, budget: float, sequence_length: int) -> Settings:
+    """Warm-up, stable, decay (Hu et al. 2024): the last fifth falls linearly to a tenth (Haegele et al. 2024, fig. 5).
+
+    Rate and batch of DeepSeek-AI 2024, eq. 1: peak rate 0.3118 C^-0.1250. They count C without embeddings.
+    """
+    batch_size = deepseek_batch(budget, sequence_length)
+    steps = round(tokens / (batch_size * sequence_length))
+    decay_steps = max(1, round(0.2 * steps))
+    schedule = ScheduleSpec("wsd", max(1, round(0.01 * steps)), decay_steps)
+    return Settings(batch_size, steps, OptimizerSpec(0.3118 * budget**-0.125), schedule)
+
+
+def deepseek_batch(budget: float, sequence_length: int) -> int:
+    """Sequences a step: 0.2920 C^0.3271 tokens (DeepSeek-AI 2024, eq. 1), to the nearest power of two of sequences."""
+    sequences = 0.2920 * budget**0.3271 / sequence_length
+    return 2 ** max(0, round(math.log2(sequences)))
+
+
+RECIPES: dict[str, Recipe] = {"small": small, "chinchilla": chinchilla, "wsd": wsd}
+
+
+def get_recipe(name: str) -> Recipe:
+    """The recipe of a name. Raises InputError for an unknown one."""
+    if name not in RECIPES:
+        raise InputError(f"unknown recipe {name!r}", where="config.recipe", do=nearest(name, RECIPES))
+    return RECIPES[name]

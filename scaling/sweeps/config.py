@@ -1,0 +1,95 @@
+"""What a sweep's config file says, as checked values. The files themselves are in experiments/configs."""
+
+import dataclasses
+from typing import Any, Literal
+
+from scaling.runs import Placement
+from scaling.specs import from_dict, require, settle
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which text, how it is cut into tokens and windows, and how often it may be repeated."""
+
+    source: str
+    tokenizer: str
+    sequence_length: int
+    eval_windows: int
+    validation_fraction: float = 0.05
+    max_epochs: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        settle(self, "config.data")
+        require(self.max_epochs > 0, f"config.data.max_epochs={self.max_epochs} is not positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What all models of a sweep share; their dimensions come from their size."""
+
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    positions: Literal["rotary", "learned"] = "rotary"
+    activation: Literal["gelu", "swiglu"] = "gelu"
+    tied_embeddings: bool = False
+    qk_norm: bool = False
+    output_init: Literal["depth_scaled", "zero"] = "depth_scaled"
+
+    def __post_init__(self) -> None:
+        settle(self, "config.model")
+
+
+@dataclasses.dataclass(frozen=True)
+class GridConfig:
+    """Budgets x sizes. Sizes lie evenly in log N from N*/below to N* x above, around the prior optimum
+    N* = prior_size (C / prior_flops)^prior_exponent."""
+
+    budgets: tuple[float, ...]  # FLOPs, C
+    sizes: int  # a budget
+    prior_flops: float
+    prior_size: float
+    prior_exponent: float = 0.5
+    below: float = 3.0
+    above: float = 8.0
+
+    def __post_init__(self) -> None:
+        settle(self, "config.grid")
+        require(len(self.budgets) > 0, "config.grid.budgets is empty")
+        require(len(set(self.budgets)) == len(self.budgets), "config.grid.budgets has one twice")
+        for name in ("prior_flops", "prior_size", "below", "above"):
+            require(getattr(self, name) > 0, f"config.grid.{name}={getattr(self, name)} is not positive")
+        require(min(self.budgets) > 0, f"config.grid.budgets has {min(self.budgets)}, not positive")
+        require(self.below > 1 and self.above > 1, "config.grid.below and above are factors over 1")
+        require(self.sizes >= 4, f"config.grid.sizes={self.sizes}", "an isoFLOP curve needs at least 4")
+
+
+PLAIN, ONE_DEVICE = ModelConfig(), Placement()
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """A whole experiment: data, family, recipe, grid, and how far beyond the grid its law is put to the test."""
+
+    data: DataConfig
+    grid: GridConfig
+    recipe: str
+    model: ModelConfig = PLAIN
+    seeds: tuple[int, ...] = (0,)  # of initialisation and data order: replicates
+    precision: Literal["fp32", "bf16"] = "fp32"
+    eval_points: int = 10
+    prediction: float = 0.0  # budget of the test, in largest budgets; 0: no test
+    placement: Placement = ONE_DEVICE
+
+    def __post_init__(self) -> None:
+        settle(self, "config")
+        require(len(self.seeds) > 0, "config.seeds is empty")
+        require(
+            self.prediction == 0 or self.prediction > 1,
+            f"config.prediction={self.prediction}",
+            "a factor over 1 on the largest budget, or 0 for no prediction",
+        )
+
+
+def sweep_config(values: dict[str, Any]) -> SweepConfig:
+    """Reads the config of a sweep. Raises InputError naming an unknown, missing or impossible field."""
+    return from_dict(SweepConfig, values, "config")

@@ -1,0 +1,95 @@
+"""Doing what a sweep has not done yet, under one progress line."""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from scaling.data.token_store import TokenStore
+from scaling.errors import StoppedError
+from scaling.files import read_json, write_json
+from scaling.models.counts import flops_per_token
+from scaling.runs import Placement, run_to_dict
+from scaling.specs import to_dict
+from scaling.sweeps.grid import Cell
+from scaling.sweeps.launch import run_cells
+from scaling.sweeps.workdir import run_directory
+
+
+def execute(
+    workdir: pathlib.Path, cells: Sequence[Cell], store: TokenStore, placement: Placement, workers: int
+) -> list[tuple[Cell, str]]:
+    """Trains the cells that have no result, largest first. Returns those that failed, with reasons.
+
+    A cell that failed for good before, of a loss that was not finite, is not tried again: it would fail again.
+    Raises StoppedError, with everything saved, if it was asked to stop.
+    """
+    failed, todo = [], []
+    for cell in cells:
+        directory = run_directory(workdir, cell.id)
+        failure = read_json(directory / "failure.json") if (directory / "failure.json").exists() else None
+        if (directory / "result.json").exists():
+            continue
+        if failure is not None and failure["final"]:
+            failed.append((cell, failure["reason"]))
+            continue
+        todo.append(cell)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "run.json", run_to_dict(cell.run))
+    # Largest budgets first, so that no worker is left with a long one at the end; small models take longer for a FLOP.
+    todo.sort(key=lambda cell: (-cell.budget, cell.run.model.d_model))
+    failed += _train(workdir, todo, len(cells) - len(todo), store, placement, workers) if todo else []
+    return failed
+
+
+def _train(
+    workdir: pathlib.Path, todo: list[Cell], before: int, store: TokenStore, placement: Placement, workers: int
+) -> list[tuple[Cell, str]]:
+    failed: list[tuple[Cell, str]] = []
+    flops = [flops_per_token(cell.run.model, cell.run.data.sequence_length) * cell.run.tokens for cell in todo]
+    done_flops = [0.0] * len(todo)
+    finished = before
+    seconds = 0.5 if sys.stderr.isatty() else 15.0  # a log gets fewer lines than a screen
+    with tqdm(
+        total=sum(flops),
+        unit="FLOP",
+        unit_scale=True,
+        smoothing=0.02,
+        mininterval=seconds,
+        maxinterval=seconds,
+        desc=_line(finished, before, todo, failed),
+    ) as bar:
+
+        def on_event(index: int, event: dict[str, Any]) -> None:
+            nonlocal finished
+            kind = event["event"]
+            share = event["done"] / event["steps"] if kind == "progress" else 1.0
+            if kind in ("progress", "done", "failed"):
+                bar.update(flops[index] * share - done_flops[index])
+                done_flops[index] = flops[index] * share
+            if kind == "done":
+                finished += 1
+            if kind == "failed":
+                failed.append((todo[index], event["reason"]))
+                bar.write(f"failed: {todo[index].id}: {event['reason']}")
+            bar.set_description(_line(finished, before, todo, failed), refresh=False)
+
+        items = [
+            {
+                "directory": str(run_directory(workdir, cell.id)),
+                "store": str(store.path),
+                "placement": to_dict(placement),
+            }
+            for cell in todo
+        ]
+        complete = run_cells(items, workers, workdir / "workers.log", workdir / "compilations", on_event)
+    if not complete:
+        raise StoppedError("every cell in progress is saved; the same command goes on from here")
+    return failed
+
+
+def _line(finished: int, before: int, todo: list[Cell], failed: list[Any]) -> str:
+    cells = f"{finished}/{before + len(todo)} cells"
+    return f"{cells}, {len(failed)} failed" if failed else cells

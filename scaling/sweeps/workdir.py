@@ -1,0 +1,123 @@
+"""A sweep's directory: sweep.json says what belongs in it, and refuses what does not."""
+
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+from scaling.data.token_store import TokenStore
+from scaling.errors import InputError
+from scaling.files import read_json, write_json
+from scaling.runs import run_from_dict, run_to_dict
+from scaling.sweeps.config import SweepConfig, sweep_config
+from scaling.sweeps.grid import Cell, Dropped
+
+SCHEMA = 1
+# What may change when a sweep is started again in its directory: these add cells, or change none.
+GROWS = ("grid.budgets", "seeds")
+FREE = ("grid.sizes", "grid.below", "grid.above", "prediction", "data.max_epochs", "placement")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What sweep.json holds."""
+
+    config: SweepConfig
+    store_path: pathlib.Path
+    store_id: str
+    cells: tuple[Cell, ...]
+    dropped: tuple[Dropped, ...]
+
+
+def write_sweep(
+    workdir: pathlib.Path, config: SweepConfig, store: TokenStore, cells: Sequence[Cell], dropped: Sequence[Dropped]
+) -> Sweep:
+    """Makes `workdir` the directory of this sweep, or adds to the sweep that it holds.
+
+    Cells that it has and this grid has not stay: they are results. Raises InputError, before anything is written, if it
+    holds another sweep, saying in what they differ.
+    """
+    kept: tuple[Cell, ...] = ()
+    if (workdir / "sweep.json").exists():
+        held = read_sweep(workdir)
+        _check_same(held, config, store, workdir)
+        ids = {cell.id for cell in cells}
+        kept = tuple(cell for cell in held.cells if cell.id not in ids)
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise InputError("is not empty, and holds no sweep", where=str(workdir), do="give another --workdir")
+    sweep = Sweep(config, store.path, store.content_id, (*kept, *cells), tuple(dropped))
+    save_sweep(workdir, sweep)
+    return sweep
+
+
+def save_sweep(workdir: pathlib.Path, sweep: Sweep) -> None:
+    """Writes sweep.json."""
+    values = {
+        "schema": SCHEMA,
+        "config": dataclasses.asdict(sweep.config),
+        "store": {"path": str(sweep.store_path), "content_id": sweep.store_id},
+        "budgets": sorted({cell.budget for cell in sweep.cells if cell.role == "grid"}),
+        "cells": [{"run": cell.id, "budget": cell.budget, "role": cell.role} for cell in sweep.cells],
+        "runs": {cell.id: run_to_dict(cell.run) for cell in sweep.cells},
+        "dropped": [dataclasses.asdict(cell) for cell in sweep.dropped],
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+    }
+    write_json(workdir / "sweep.json", values)
+
+
+def read_sweep(workdir: pathlib.Path) -> Sweep:
+    """Reads sweep.json. Raises InputError if there is none, or if it is not of this version."""
+    path = workdir / "sweep.json"
+    if not path.exists():
+        raise InputError("holds no sweep", where=str(workdir), do="experiments.sweep --workdir= starts one")
+    values = read_json(path)
+    if values.get("schema") != SCHEMA:
+        raise InputError(f"schema {values.get('schema')!r}; this version reads {SCHEMA}", where=str(path))
+    runs = {name: run_from_dict(run, f"{path}: runs.{name}") for name, run in values["runs"].items()}
+    return Sweep(
+        config=sweep_config(values["config"]),
+        store_path=pathlib.Path(values["store"]["path"]),
+        store_id=values["store"]["content_id"],
+        cells=tuple(Cell(runs[cell["run"]], cell["budget"], cell["role"]) for cell in values["cells"]),
+        dropped=tuple(Dropped(**cell) for cell in values["dropped"]),
+    )
+
+
+def run_directory(workdir: pathlib.Path, run: str) -> pathlib.Path:
+    """Where a run's files are."""
+    return workdir / "runs" / run
+
+
+def _check_same(held: Sweep, config: SweepConfig, store: TokenStore, workdir: pathlib.Path) -> None:
+    old, new = _flat(dataclasses.asdict(held.config)), _flat(dataclasses.asdict(config))
+    differences = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if before == after or key.startswith(FREE) or (key in GROWS and set(before) <= set(after)):
+            continue
+        differences.append(f"{key} {json.dumps(before)} -> {json.dumps(after)}")
+    if not differences and held.store_id != store.content_id:
+        differences = [f"content of {config.data.source} {held.store_id} -> {store.content_id}"]
+    if differences:
+        raise InputError(
+            f"holds another sweep: {'; '.join(differences)}",
+            where=str(workdir),
+            do="give another --workdir; budgets, sizes and seeds may be added to the same one, not taken away",
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            result.update(_flat(value, f"{prefix}{key}."))
+        else:
+            result[prefix + key] = value
+    return result

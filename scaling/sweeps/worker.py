@@ -1,0 +1,84 @@
+"""A process that trains cells, one after the other, as its launcher tells it on standard input.
+
+In: one JSON line a cell, {"directory", "store", "placement"}; run.json is in the directory. Out: one JSON line an
+event, on the standard output it was started with; whatever libraries print goes to standard error. When standard input
+closes, the launcher has gone, and the process ends at once, in the middle of a step if need be.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, TextIO
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cores", default="", help="Comma-separated CPU cores to stay on; empty: all.")
+    parser.add_argument("--cache", default="", help="Directory of jax's compilation cache; empty: none.")
+    arguments = parser.parse_args()
+    if arguments.cores:
+        os.sched_setaffinity(0, [int(core) for core in arguments.cores.split(",")])
+    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the launcher decides
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    cells: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_read, args=(cells,), daemon=True).start()
+
+    import jax  # after the affinity is set: it sizes its thread pool by it
+
+    if arguments.cache:
+        jax.config.update("jax_compilation_cache_dir", arguments.cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    while True:
+        _train(json.loads(cells.get()), events, stop.is_set)
+
+
+def _read(cells: "queue.Queue[str]") -> None:
+    for line in sys.stdin:
+        cells.put(line)
+    os._exit(0)
+
+
+def _train(cell: dict[str, Any], events: TextIO, stopping: Callable[[], bool]) -> None:
+    from scaling.data.token_store import open_store
+    from scaling.errors import RunFailedError, ScalingError, StoppedError
+    from scaling.files import read_json
+    from scaling.runs import Placement, run_from_dict
+    from scaling.specs import from_dict
+    from scaling.training.loop import train
+
+    def tell(event: str, **facts: Any) -> None:
+        events.write(json.dumps({"event": event, **facts}) + "\n")
+
+    directory = pathlib.Path(cell["directory"])
+    try:
+        run = run_from_dict(read_json(directory / "run.json"), str(directory / "run.json"))
+        placement = from_dict(Placement, cell["placement"], "placement")
+        store = open_store(cell["store"])
+        train(run, placement, store, directory, lambda done, steps: tell("progress", done=done, steps=steps), stopping)
+    except StoppedError:
+        tell("stopped")
+    except RunFailedError as error:
+        tell("failed", reason=str(error), final=True)
+    except ScalingError as error:
+        tell("failed", reason=str(error), final=False)
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        tell("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0], final=False)
+    else:
+        tell("done")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""tools.analyze from the command line, and that no part of the analysis needs JAX."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_table_in_report_out(sweep, training_curves, tmp_path):
+    runs, more, curves, out = (tmp_path / name for name in ("a.csv", "b.csv", "curves.csv", "out"))
+    frame = sweep(noise=0.004)
+    frame.head(14).to_csv(runs, index=False)
+    frame.tail(14).to_csv(more, index=False)
+    training_curves().to_csv(curves, index=False)
+    done = python(
+        "-m",
+        "tools.analyze",
+        f"--runs={runs},{more}",
+        f"--curves={curves}",
+        f"--out={out}",
+        "--target_flops=5e12,1e13",
+        "--resamples=100",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "28 of 28 runs used" in done.stdout
+    assert f"report: {out}/report.html" in done.stdout
+    for number in (1, 2, 3):
+        assert f"Approach {number}: " in done.stdout
+    for name in ("report.html", "report.json", "next_run.json", "isoflop.svg", "isoflop.png"):
+        assert (out / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--runs=absent.csv"], "absent.csv: cannot read it"),
+        (["--runs={bad}"], "no column loss"),
+        (["--runs={good}", "--target_flops=lots"], "--target_flops='lots' is not a number"),
+        (["--runs={good}", "--curves={good}"], "no column step, split"),
+        ([], "--runs"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(sweep, tmp_path, flags, message):
+    good, bad, out = tmp_path / "good.csv", tmp_path / "bad.csv", tmp_path / "out"
+    sweep().to_csv(good, index=False)
+    sweep().drop(columns="loss").to_csv(bad, index=False)
+    failed = python("-m", "tools.analyze", f"--out={out}", *[flag.format(good=good, bad=bad) for flag in flags])
+    assert failed.returncode == 2
+    assert message in failed.stderr
+    assert len(failed.stderr.strip().splitlines()) == 1
+    assert not out.exists()
+
+
+def test_help_says_the_command():
+    helped = python("-m", "tools.analyze", "--help")
+    assert "python -m tools.analyze --runs=a.csv" in helped.stdout
+    assert "--target_flops" in helped.stdout
+
+
+def test_the_analysis_never_imports_jax():
+    modules = [
+        f"scaling.analysis.{path.stem}" for path in (ROOT / "scaling/analysis").glob("*.py") if path.stem != "__init__"
+    ]
+    code = "import importlib, sys\n" + "".join(f"importlib.import_module({name!r})\n" for name in modules)
+    done = python("-c", code + "assert not {'jax', 'jaxlib', 'flax'} & set(sys.modules), 'jax was imported'")
+    assert len(modules) > 10
+    assert done.returncode == 0, done.stderr
