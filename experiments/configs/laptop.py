@@ -19,12 +19,13 @@ def get_config() -> ConfigDict:
             "model": {"tied_embeddings": True, "output_init": "zero"},
             "recipe": "small",
             "grid": {
-                "budgets": (1e11, 2.5e11, 6e11, 1.5e12),
+                "budgets": (1e11, 2.2e11, 5e11, 1.1e12),
                 "sizes": 6,
                 "prior_flops": 5e11,
-                "prior_size": 45e3,
-                "below": 3.0,
-                "above": 8.0,
+                "prior_size": 60e3,
+                "prior_exponent": 0.6,
+                "below": 2.5,
+                "above": 6.5,
             },
             "prediction": 2.0,
         }

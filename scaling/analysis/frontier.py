@@ -37,6 +37,10 @@ class TokenCost(NamedTuple):
         c0, c1, c2 = self.coefficients_3
         return np.exp(log_N + c0 + c1 * x + c2 * (inside**2 + 2 * inside * (x - inside)))
 
+    def tokens(self, C: np.ndarray | float, log_N: np.ndarray) -> np.ndarray:
+        """D at which sizes cost C FLOPs; positive, however far the cost is continued."""
+        return np.maximum(C / self.flops(log_N), np.finfo(np.float64).tiny)
+
 
 class Optimum(NamedTuple):
     """N, D and loss at the optimum of B laws at G compute budgets, each BxG; NaN where there is none within reach."""
@@ -69,16 +73,16 @@ def optima(law: Law, theta_BxP: np.ndarray, centre: np.ndarray, cost: TokenCost,
     best_BxG = np.empty((B, G))
     for g, C in enumerate(C_G):
         grid_M = np.linspace(low, high, COARSE)
-        loss_BxM = law_loss(law, theta_BxP, centre, np.exp(grid_M), C / cost.flops(grid_M))
+        loss_BxM = law_loss(law, theta_BxP, centre, np.exp(grid_M), cost.tokens(C, grid_M))
         at_B = loss_BxM.argmin(1)
         outside_B = (at_B == 0) | (at_B == COARSE - 1)
         centre_B, step = grid_M[at_B], grid_M[1] - grid_M[0]
         for _ in range(ZOOMS):
             x_BxM = centre_B[:, None] + np.linspace(-step, step, FINE)
-            loss_BxM = law_loss(law, theta_BxP, centre, np.exp(x_BxM), C / cost.flops(x_BxM))
+            loss_BxM = law_loss(law, theta_BxP, centre, np.exp(x_BxM), cost.tokens(C, x_BxM))
             centre_B, step = x_BxM[np.arange(B), loss_BxM.argmin(1)], 2 * step / (FINE - 1)
         best_BxG[:, g] = np.where(outside_B, np.nan, centre_B)
-    D_BxG = C_G / cost.flops(best_BxG)
+    D_BxG = cost.tokens(C_G, best_BxG)
     return Optimum(np.exp(best_BxG), D_BxG, law_loss(law, theta_BxP, centre, np.exp(best_BxG), D_BxG))
 
 

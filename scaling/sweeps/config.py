@@ -90,6 +90,30 @@ class SweepConfig:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class OneConfig:
+    """A single run: of the shape that a size has, trained as a recipe says, to a budget."""
+
+    data: DataConfig
+    recipe: str
+    size: float  # parameters
+    flops: float
+    model: ModelConfig = PLAIN
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    eval_points: int = 10
+    placement: Placement = ONE_DEVICE
+
+    def __post_init__(self) -> None:
+        settle(self, "config")
+        require(self.size > 0 and self.flops > 0, f"config.size={self.size} or flops={self.flops} is not positive")
+
+
+def one_config(values: dict[str, Any]) -> OneConfig:
+    """Reads the config of one run. Raises InputError as `sweep_config`."""
+    return from_dict(OneConfig, values, "config")
+
+
 def sweep_config(values: dict[str, Any]) -> SweepConfig:
     """Reads the config of a sweep. Raises InputError naming an unknown, missing or impossible field."""
     return from_dict(SweepConfig, values, "config")

@@ -10,7 +10,7 @@ from scaling.models.counts import flops_per_token, parameters
 from scaling.models.ladder import LARGEST, SMALLEST, shape_for
 from scaling.recipes import get_recipe
 from scaling.runs import DataSpec, ModelShape, Run, run_id
-from scaling.sweeps.config import SweepConfig
+from scaling.sweeps.config import OneConfig, SweepConfig
 
 MIN_STEPS = 100
 MIN_SIZES = 4
@@ -70,7 +70,9 @@ def prior_optimum(config: SweepConfig, budget: float) -> float:
     return grid.prior_size * (budget / grid.prior_flops) ** grid.prior_exponent
 
 
-def make_run(config: SweepConfig, store: TokenStore, shape: ModelShape, budget: float, seed: int = 0) -> Run:
+def make_run(
+    config: SweepConfig | OneConfig, store: TokenStore, shape: ModelShape, budget: float, seed: int = 0
+) -> Run:
     """The run of a shape whose own FLOPs, C = D x F, meet the budget, to whole steps."""
     length = config.data.sequence_length
     tokens = budget / flops_per_token(shape, length)
@@ -85,17 +87,26 @@ def make_run(config: SweepConfig, store: TokenStore, shape: ModelShape, budget: 
     )
 
 
+def one_run(config: OneConfig, store: TokenStore) -> Run:
+    """The run of a config of one run. Raises InputError as `make_grid` does for its cells."""
+    return _single_run(config, store, config.flops, config.size, config.seed)
+
+
 def recommended_run(config: SweepConfig, store: TokenStore, budget: float, size: float) -> Run:
     """The run to train at a budget, given an optimal size. Raises InputError as `make_grid` does for its cells."""
+    return _single_run(config, store, budget, size, config.seeds[0])
+
+
+def _single_run(config: SweepConfig | OneConfig, store: TokenStore, budget: float, size: float, seed: int) -> Run:
     fault = _fault(config, store, budget, size, [])
     if fault:
         raise InputError(f"no run of {size:.3g} parameters at {budget:.3g} FLOPs: {fault}")
-    run = make_run(config, store, _shape(config, store, size), budget, config.seeds[0])
+    run = make_run(config, store, _shape(config, store, size), budget, seed)
     check_epochs(config, store, run, budget)
     return run
 
 
-def check_epochs(config: SweepConfig, store: TokenStore, run: Run, budget: float) -> None:
+def check_epochs(config: SweepConfig | OneConfig, store: TokenStore, run: Run, budget: float) -> None:
     """Refuses a run that repeats its text more often than allowed."""
     needed = epochs(store, run.data, run.tokens)
     if needed > config.data.max_epochs:
@@ -115,13 +126,15 @@ def _sizes(config: SweepConfig, budget: float) -> list[float]:
     return [grid.prior_size * ratio ** (rung + k) for k in range(grid.sizes)]
 
 
-def _shape(config: SweepConfig, store: TokenStore, size: float) -> ModelShape:
+def _shape(config: SweepConfig | OneConfig, store: TokenStore, size: float) -> ModelShape:
     options = dataclasses.asdict(config.model)
     learned = {"n_positions": config.data.sequence_length} if config.model.positions == "learned" else {}
     return shape_for(size, store.vocab_size, **options, **learned)
 
 
-def _fault(config: SweepConfig, store: TokenStore, budget: float, size: float, taken: list[ModelShape]) -> str | None:
+def _fault(
+    config: SweepConfig | OneConfig, store: TokenStore, budget: float, size: float, taken: list[ModelShape]
+) -> str | None:
     """Why there is no cell of this size, or None."""
     if not SMALLEST <= size <= LARGEST:
         return f"outside the sizes that have a shape, {SMALLEST:.0e} to {LARGEST:.0e}"

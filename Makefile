@@ -1,0 +1,35 @@
+# Two commands: `make demo` and `make test`. PYTHON=python3.12 selects the interpreter; each has its own environment.
+PYTHON ?= python3
+VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test test-all test-slow lint clean
+
+demo: $(VENV)/installed
+	$(RUN) -m experiments.sweep --config=experiments/configs/laptop.py --workdir=runs/demo
+
+test: $(VENV)/installed-test lint
+	$(RUN) -m pytest -m "not slow"
+
+test-all: test test-slow
+
+test-slow: $(VENV)/installed-test
+	$(RUN) -m pytest -m slow
+
+lint: $(VENV)/installed-test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+$(VENV)/installed: setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scaling needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(RUN) -m pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv-* build *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,76 @@
+"""One run: from a run.json, or from a config that names a size and a budget.
+
+python -m experiments.train --config=experiments/configs/one.py --workdir=runs/one
+python -m experiments.train --run=runs/demo/runs/RUN/run.json --workdir=runs/again
+"""
+
+import pathlib
+import signal
+import threading
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from scaling import command
+from scaling.data.token_store import TokenStore, prepare_store
+from scaling.errors import InputError
+from scaling.files import read_json
+from scaling.runs import Placement, Run, run_from_dict, run_id
+from scaling.sweeps.config import one_config
+from scaling.sweeps.grid import one_run
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file of one run; its fields are --config.FIELD=.")
+RUN = flags.DEFINE_string("run", None, "A run.json, instead of a config.")
+SOURCE = flags.DEFINE_string("source", "stdlib", "With --run: the text, whose token store the run names by content.")
+TOKENIZER = flags.DEFINE_string("tokenizer", "bytes", "With --run: its tokenizer.")
+VALIDATION_FRACTION = flags.DEFINE_float("validation_fraction", 0.05, "With --run: the share of held-out documents.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+STORES = flags.DEFINE_string("stores", command.default_stores(), "Directory where token stores are kept.")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    run, placement, store = _what()
+    workdir = pathlib.Path(WORKDIR.value)
+    if (workdir / "run.json").exists() and run_from_dict(read_json(workdir / "run.json")) != run:
+        raise InputError("holds another run", where=str(workdir), do="give another --workdir")
+    from scaling.training.loop import train  # here: jax takes a second, which --help need not wait for
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with tqdm(total=run.steps, unit="step", desc=run_id(run)) as bar:
+
+        def report(done: int, steps: int) -> None:
+            bar.update(done - bar.n)
+
+        result = train(run, placement, store, workdir, report, stop.is_set)
+    print(_summary(result))
+
+
+def _what() -> tuple[Run, Placement, TokenStore]:
+    if (RUN.value is None) == (CONFIG.value is None):
+        raise InputError("give either --config or --run")
+    if RUN.value is not None:
+        run = run_from_dict(read_json(RUN.value), RUN.value)
+        store = prepare_store(SOURCE.value, TOKENIZER.value, VALIDATION_FRACTION.value, STORES.value)
+        return run, Placement(), store
+    config = one_config(command.config_values(CONFIG))
+    store = prepare_store(config.data.source, config.data.tokenizer, config.data.validation_fraction, STORES.value)
+    return one_run(config, store), config.placement, store
+
+
+def _summary(result: dict[str, Any]) -> str:
+    timing = result["timing"]
+    seconds = ", ".join(f"{what} {timing[f'{what}_seconds']:.1f}" for what in ("compile", "train", "evaluate", "save"))
+    return (
+        f"{result['run']}: N {result['N']:,.0f}, D {result['D']:,.0f}, C {result['C']:.3g}, held-out loss "
+        f"{result['loss']:.4f} nats per token\nseconds: {seconds}; {timing['flops_per_second']:.3g} FLOP/s"
+        + (f", MFU {timing['mfu']:.1%}" if timing["mfu"] is not None else "")
+    )
+
+
+if __name__ == "__main__":
+    command.launch(main)

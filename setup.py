@@ -1,0 +1,37 @@
+"""Packaging of scaling. Tool settings are in pyproject.toml."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+setup(
+    name="scaling",
+    version="0.1.0",
+    description="Scaling-law research in JAX: sweeps, isoFLOP curves, and laws with honest uncertainty",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["scaling*", "experiments*", "tools*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "jax>=0.10.2,<0.13",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12,<0.13",
+        "tensorflow-datasets>=4.9.10,<5",
+        "importlib_resources>=6,<8",  # tensorflow-datasets imports it without saying so
+        "ml-collections>=1.1,<2",
+        "absl-py>=2.3,<3",
+        "numpy>=2.2,<3",
+        "scipy>=1.15,<2",
+        "pandas>=2.3,<4",
+        "matplotlib>=3.10,<4",
+        "tqdm>=4.67,<5",
+    ],
+    extras_require={
+        "test": ["pytest>=8.4,<10", "pytest-xdist>=3.8,<4", "ruff>=0.14,<1"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.13"],
+        "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
+    },
+)

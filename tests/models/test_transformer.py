@@ -1,0 +1,257 @@
+import dataclasses
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from scaling.models.attention import causal_attention, rotary_tables, rotate
+from scaling.models.transformer import NORM_EPSILON, Transformer, abstract_params, init_params
+from scaling.runs import ModelShape
+from scaling.training.step import token_losses
+
+L = 8
+SHAPE = ModelShape(d_model=16, n_layers=2, n_heads=4, d_ff=32, vocab_size=L + 1)
+TOKENS_1xL = np.arange(L)[None]  # each token once, so that row j of the embedding is the input at position j alone
+OPTIONS = {
+    "norm": ("rmsnorm", "layernorm"),
+    "positions": ("rotary", "learned"),
+    "activation": ("gelu", "swiglu"),
+    "tied_embeddings": (False, True),
+    "qk_norm": (False, True),
+    "n_kv_heads": (None, 2),
+    "output_init": ("depth_scaled", "zero"),
+}
+# The orthogonal array L8(2^7): each pair of options meets in each of its four combinations, in eight rows for 128.
+PAIRWISE = [
+    [sum(map(int, f"{row & column:b}")) % 2 for column in range(1, 8)] for row in range(8)
+]  # parity of the common bits
+EPS = float(np.finfo(np.float32).eps)
+# Sums in another order: relative errors of about the square root of the number of terms (at most some thousands of
+# them here) in units of EPS, so 1e-5; entries that cancel are as exact as the largest one beside them.
+SUMMED = 1e-5
+
+
+def shape_of(choices):
+    values = {name: values[choice] for (name, values), choice in zip(OPTIONS.items(), choices, strict=True)}
+    return dataclasses.replace(SHAPE, **values, n_positions=L if values["positions"] == "learned" else None)
+
+
+ROWS = [shape_of(row) for row in PAIRWISE]
+
+
+@functools.cache
+def initial(shape, scan=True):
+    """Random parameters, with no leaf at zero or one: biases and scales must show when they are misplaced."""
+    params = nn.unbox(jax.jit(lambda key: init_params(Transformer(shape, scan=scan), key))(jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [x + 0.05 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+def hidden(shape, params, tokens=TOKENS_1xL, **options):
+    return Transformer(shape, **options).apply({"params": params}, tokens)
+
+
+def loss_and_gradient(shape, params, **options):
+    tokens_BxM = np.random.default_rng(0).integers(shape.vocab_size, size=(3, L + 1))
+    model = Transformer(shape, **options)
+    return jax.jit(jax.value_and_grad(lambda p: token_losses(model, p, tokens_BxM, None)[0].mean()))(params)
+
+
+def assert_close(tree, expected, rtol=SUMMED):
+    """Leaf by leaf, relative to the leaf's largest entry."""
+    assert jax.tree.structure(tree) == jax.tree.structure(expected)
+    for (path, x), y in zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=rtol * np.abs(y).max(), err_msg=jax.tree_util.keystr(path))
+
+
+def eight_shapes(test):
+    return pytest.mark.parametrize("shape", ROWS, ids=["".join(map(str, row)) for row in PAIRWISE])(test)
+
+
+@eight_shapes
+def test_causality_by_gradients(shape):
+    """The output at i does not depend on the input at any j > i, exactly, and does depend on each j <= i."""
+    params = initial(shape)
+
+    def output(embedding_VxD):
+        return hidden(shape, {**params, "embedding": embedding_VxD})[0]
+
+    jacobian_LxDxVxD = jax.jit(jax.jacrev(output))(params["embedding"])
+    largest_LxL = jnp.abs(jacobian_LxDxVxD).max(axis=(1, 3))[:, :L]
+    assert np.array_equal(largest_LxL > 0, np.tril(np.ones((L, L), bool)))
+    assert np.all(largest_LxL[np.tril_indices(L)] > 100 * EPS)  # not by rounding
+
+
+@eight_shapes
+def test_scan_equals_unscanned(shape):
+    params = initial(shape, scan=False)
+    layers = [params[f"layers_{n}"] for n in range(shape.n_layers)]
+    restacked = {name: x for name, x in params.items() if not name.startswith("layers_")}
+    restacked["blocks"] = jax.tree.map(lambda *x: jnp.stack(x), *layers)
+    loss, gradient = loss_and_gradient(shape, params, scan=False)
+    scanned_loss, scanned_gradient = loss_and_gradient(shape, restacked)
+    assert math.isclose(loss, scanned_loss, rel_tol=SUMMED)
+    blocks = scanned_gradient.pop("blocks")
+    for n in range(shape.n_layers):
+        assert_close(gradient.pop(f"layers_{n}"), jax.tree.map(lambda x, n=n: x[n], blocks))
+    assert_close(gradient, scanned_gradient)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_remat_changes_nothing_and_is_there(scan):
+    params = initial(SHAPE, scan=scan)
+    assert_close(
+        loss_and_gradient(SHAPE, params, scan=scan, remat=True), loss_and_gradient(SHAPE, params, scan=scan)
+    )
+
+    def primitives(remat):
+        return str(jax.make_jaxpr(lambda p: hidden(SHAPE, p, scan=scan, remat=remat))(params))
+
+    assert "checkpoint" in primitives(True)
+    assert "checkpoint" not in primitives(False)
+
+
+@eight_shapes
+def test_zero_output_projections_make_every_block_the_identity(shape):
+    shape = dataclasses.replace(shape, output_init="zero")
+    params = nn.unbox(init_params(Transformer(shape), jax.random.key(0)))
+    x_LxD = np.asarray(params["embedding"][:L], np.float64)
+    if shape.positions == "learned":
+        x_LxD = x_LxD + params["positions"]
+    if shape.norm == "layernorm":
+        x_LxD = x_LxD - x_LxD.mean(axis=-1, keepdims=True)
+    expected = x_LxD / np.sqrt((x_LxD**2).mean(axis=-1, keepdims=True) + NORM_EPSILON)
+    np.testing.assert_allclose(hidden(shape, params)[0], expected, rtol=0, atol=10 * EPS * np.abs(expected).max())
+    scaled = dataclasses.replace(shape, output_init="depth_scaled")
+    other = nn.unbox(init_params(Transformer(scaled), jax.random.key(0)))
+    assert np.abs(hidden(scaled, other)[0] - expected).max() > 0.1
+
+
+def test_every_combination_of_options_traces():
+    """All 128, abstractly: initialisation, forward pass, logits."""
+    for values in itertools.product((0, 1), repeat=len(OPTIONS)):
+        shape = shape_of(values)
+
+        def run(key, shape=shape):
+            model = Transformer(shape)
+            params = init_params(model, key)
+            x_BxLxD = model.apply({"params": params}, TOKENS_1xL)
+            return model.apply({"params": params}, x_BxLxD, method=Transformer.logits)
+
+        logits = jax.eval_shape(run, jax.random.key(0))
+        assert (logits.shape, logits.dtype) == ((1, L, shape.vocab_size), np.float32)
+
+
+def test_pairs_of_options_all_meet():
+    for a, b in itertools.combinations(range(len(OPTIONS)), 2):
+        assert {(row[a], row[b]) for row in PAIRWISE} == set(itertools.product((0, 1), repeat=2))
+
+
+@eight_shapes
+def test_bf16_is_close_to_fp32_and_keeps_parameters_and_logits_in_fp32(shape):
+    """A bf16 product is off by 2^-8 = 0.4 % at most, at random; a mean over tokens by less: 1 % of the loss."""
+    params = initial(shape)
+    loss, gradient = loss_and_gradient(shape, params)
+    short_loss, short_gradient = loss_and_gradient(shape, params, dtype=jnp.bfloat16)
+    assert math.isclose(loss, short_loss, rel_tol=0.01)
+    assert loss != short_loss  # the type is used
+    norm = math.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient)))
+    off = jax.tree.map(lambda a, b: a - b, gradient, short_gradient)
+    # A gradient sees the errors of the forward and of the backward pass, a dozen products deep: sqrt(12) x 2 x 0.4 %.
+    assert math.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(off))) < 0.03 * norm
+    assert {x.dtype for x in jax.tree.leaves((params, short_gradient))} == {np.dtype(np.float32)}
+    x_BxLxD = hidden(shape, params, dtype=jnp.bfloat16)
+    assert x_BxLxD.dtype == jnp.bfloat16
+    model = Transformer(shape, jnp.bfloat16)
+    assert model.apply({"params": params}, x_BxLxD, method=Transformer.logits).dtype == np.float32
+
+
+def test_learned_positions_and_rotary_ones_see_the_order():
+    """The last output changes when two earlier inputs change places, which without positions it would not.
+
+    Two layers would let the causal mask tell the order: one layer does not.
+    """
+    swapped = np.array([[1, 0, *range(2, L)]])
+    for positions, rows in (("rotary", None), ("learned", L)):
+        shape = dataclasses.replace(SHAPE, n_layers=1, positions=positions, n_positions=rows)
+        params = initial(shape)
+        difference = hidden(shape, params)[0, -1] - hidden(shape, params, swapped)[0, -1]
+        assert np.abs(difference).max() > 1e-3
+        if positions == "learned":
+            without = {**params, "positions": jnp.zeros_like(params["positions"])}
+            np.testing.assert_allclose(
+                hidden(shape, without)[0, -1], hidden(shape, without, swapped)[0, -1], rtol=0, atol=SUMMED
+            )
+
+
+def test_initial_scales():
+    """Each matrix has the standard deviation that its name promises, to four standard errors, layer by layer."""
+    shape = ModelShape(64, 3, 2, 256, 512, positions="learned", n_positions=128, activation="swiglu")
+    params = nn.unbox(jax.jit(lambda key: init_params(Transformer(shape), key))(jax.random.key(0)))
+    D, residual = 1 / math.sqrt(64), 1 / math.sqrt(2 * 3)
+    blocks = params["blocks"]
+    expected = [(params[name], D) for name in ("embedding", "positions", "head")]
+    expected += [(x, D) for n in range(3) for x in (blocks["attention"][w][n] for w in "qkv")]
+    expected += [(blocks["mlp"][w][n], D) for n in range(3) for w in ("up", "gate")]
+    expected += [(blocks["attention"]["out"][n], residual / math.sqrt(64)) for n in range(3)]
+    expected += [(blocks["mlp"]["down"][n], residual / math.sqrt(256)) for n in range(3)]
+    for x, std in expected:
+        assert abs(jnp.std(x) / std - 1) < 4 / math.sqrt(2 * x.size)
+    q_NxDxHxK = blocks["attention"]["q"]
+    assert not np.allclose(q_NxDxHxK[0], q_NxDxHxK[1])  # layers are drawn apart
+
+
+def test_rotary_scores_depend_on_relative_position_only():
+    """The same query and key everywhere: scores are constant along diagonals, and differ between them."""
+    length, K = 64, 16
+    q, k = np.random.default_rng(0).standard_normal((2, K)).astype(np.float32)
+    tables = rotary_tables(length, K)
+    q_LxK, k_LxK = (rotate(jnp.broadcast_to(x, (1, length, 1, K)), tables)[0, :, 0] for x in (q, k))
+    scores_LxL = np.asarray(q_LxK @ k_LxK.T, np.float64)
+    # An angle of up to 64 in fp32 is off by up to 64 EPS / 2, and so is the score relative to |q||k|; a pair has two.
+    rounding = length * EPS * np.linalg.norm(q) * np.linalg.norm(k)
+    np.testing.assert_allclose(scores_LxL[1:, 1:], scores_LxL[:-1, :-1], rtol=0, atol=rounding)
+    assert len(np.unique(scores_LxL[-1].round(3))) > length / 2
+    assert math.isclose(scores_LxL[0, 0], q @ k, rel_tol=10 * EPS)
+
+
+def test_rotary_is_a_complex_rotation():
+    """Su et al. 2021, eq. 15 in its complex form: pair n at position l turns by l / 10,000^(2n / K)."""
+    length, K = 32, 8
+    x_LxK = np.random.default_rng(0).standard_normal((length, K))
+    turned = np.asarray(rotate(jnp.asarray(x_LxK, jnp.float32)[None, :, None], rotary_tables(length, K))[0, :, 0])
+    angles_LxK = np.arange(length)[:, None] * 10_000.0 ** (-2 * np.arange(K // 2) / K)
+    expected = (x_LxK[:, : K // 2] + 1j * x_LxK[:, K // 2 :]) * np.exp(1j * angles_LxK)
+    atol = length * EPS * np.abs(x_LxK).max()  # rounding of the angles
+    np.testing.assert_allclose(turned[:, : K // 2], expected.real, rtol=0, atol=atol)
+    np.testing.assert_allclose(turned[:, K // 2 :], expected.imag, rtol=0, atol=atol)
+
+
+def test_attention_equals_its_formula():
+    """Vaswani et al. 2017, eq. 1, query by query in float64; query head h reads key-value head h // (H / G)."""
+    B, H, G, K = 2, 4, 2, 6
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((B, L, heads, K)).astype(np.float32) for heads in (H, G, G))
+    expected = np.empty((B, L, H, K))
+    for b, i, h in np.ndindex(B, L, H):
+        g = h // (H // G)
+        scores = np.exp(k[b, : i + 1, g].astype(np.float64) @ q[b, i, h] / math.sqrt(K))
+        expected[b, i, h] = scores / scores.sum() @ v[b, : i + 1, g]
+    np.testing.assert_allclose(causal_attention(q, k, v), expected, rtol=0, atol=SUMMED)
+
+
+def test_grouped_queries_equal_repeated_key_value_heads():
+    shape = dataclasses.replace(SHAPE, n_kv_heads=2)
+    params = initial(shape)
+    attention = params["blocks"]["attention"]
+    repeated = {**attention, **{name: jnp.repeat(attention[name], 2, axis=2) for name in ("k", "v")}}
+    full = {**params, "blocks": {**params["blocks"], "attention": repeated}}
+    assert abstract_params(SHAPE)["blocks"]["attention"]["k"].value.shape == repeated["k"].shape
+    np.testing.assert_allclose(hidden(SHAPE, full), hidden(shape, params), rtol=0, atol=SUMMED)

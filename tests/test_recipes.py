@@ -1,0 +1,77 @@
+import math
+
+import pytest
+
+from scaling.errors import InputError
+from scaling.models.ladder import chinchilla_shape
+from scaling.recipes import RECIPES, deepseek_batch, get_recipe
+from scaling.runs import ModelShape
+
+TINY = ModelShape(32, 2, 2, 128, 257)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(("tokens", "budget", "length"), [(1e6, 2e11, 64), (1.4e9, 6e17, 2048), (1.5e12, 6e23, 2048)])
+def test_a_recipe_trains_on_the_tokens_it_was_given(name, tokens, budget, length):
+    """To half a step, which is all that whole steps allow; and its values stand the checks of the specs."""
+    settings = get_recipe(name)(TINY, tokens, budget, length)
+    assert abs(settings.steps - tokens / (settings.batch_size * length)) <= 0.5
+    assert settings.schedule.kind == ("wsd" if name == "wsd" else "cosine")
+    assert settings.schedule.final_fraction == 0.1
+    assert settings.schedule.warmup_steps + settings.schedule.decay_steps <= settings.steps
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_batch_is_a_function_of_the_budget_alone(name):
+    """Else its effect would mix with that of size along an isoFLOP curve."""
+    recipe = get_recipe(name)
+    pairs = [(TINY, 1e10), (chinchilla_shape("74M"), 1e9), (chinchilla_shape("552M"), 1e8)]
+    assert len({recipe(shape, tokens, 1e18, 512).batch_size for shape, tokens in pairs}) == 1
+
+
+def test_small_is_what_the_trial_found():
+    settings = get_recipe("small")(TINY, 512 * 1000, 2e11, 64)
+    assert (settings.batch_size, settings.steps) == (8, 1000)
+    optimizer = settings.optimizer
+    assert (optimizer.peak_lr, optimizer.b1, optimizer.b2, optimizer.weight_decay) == (0.012, 0.9, 0.98, 0.1)
+    assert settings.schedule.warmup_steps == 80
+    wider = get_recipe("small")(ModelShape(128, 4, 4, 512, 257), 512 * 1000, 2e11, 64)
+    assert math.isclose(wider.optimizer.peak_lr, 0.012 * 4**-0.8)
+
+
+def test_small_trains_at_least_a_sequence_a_step():
+    assert get_recipe("small")(TINY, 1e6, 2e11, 1024).batch_size == 1
+
+
+@pytest.mark.parametrize(("size", "rate"), [(70e6, 2e-4), (16e9, 1.25e-4), (1e6, 2e-4), (1e12, 1.25e-4)])
+def test_chinchilla_rates_are_the_published_ends(size, rate):
+    settings = get_recipe("chinchilla")(TINY, 20 * size, 6 * size * 20 * size, 2048)
+    assert math.isclose(settings.optimizer.peak_lr, rate)
+
+
+def test_chinchilla_rates_are_log_linear_between():
+    rates = [
+        get_recipe("chinchilla")(TINY, 20 * size, 120 * size**2, 2048).optimizer.peak_lr
+        for size in (70e6, math.sqrt(70e6 * 16e9), 16e9)
+    ]
+    assert math.isclose(rates[1], math.sqrt(rates[0] * rates[2]))
+
+
+def test_wsd_is_the_published_rate_and_a_fifth_of_decay():
+    """DeepSeek-AI 2024, eq. 1: 0.3118 C^-0.1250, where the power of 1e16 is a hundredth."""
+    settings = get_recipe("wsd")(TINY, 1e9, 1e16, 2048)
+    assert math.isclose(settings.optimizer.peak_lr, 3.118e-3)
+    assert abs(settings.schedule.decay_steps - 0.2 * settings.steps) <= 0.5
+
+
+@pytest.mark.parametrize(("budget", "length"), [(1e17, 4096), (1e20, 4096), (3e23, 2048), (1e10, 64)])
+def test_deepseek_batch_is_the_nearest_power_of_two(budget, length):
+    batch = deepseek_batch(budget, length)
+    assert batch & (batch - 1) == 0
+    wanted = 0.2920 * budget**0.3271
+    assert batch == 1 or 2**-0.5 <= batch * length / wanted <= 2**0.5
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(InputError, match=r"unknown recipe 'chinchila' \(did you mean chinchilla\?\)"):
+        get_recipe("chinchila")
