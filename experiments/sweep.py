@@ -3,7 +3,6 @@
 python -m experiments.sweep --config=experiments/configs/laptop.py --workdir=runs/demo
 """
 
-import math
 import pathlib
 from typing import Any
 
@@ -11,10 +10,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from scaling import command
-from scaling.analysis.report import summary
+from scaling.analysis.report import inside, summary
 from scaling.data.token_store import prepare_store
 from scaling.errors import InputError
-from scaling.study import run_study
+from scaling.study import predicted_line, run_study
 from scaling.sweeps.config import sweep_config
 from scaling.sweeps.launch import default_workers
 
@@ -46,14 +45,12 @@ def main(argv: list[str]) -> int:
 
 def prediction_line(prediction: dict[str, Any]) -> str:
     """Prediction and measurement side by side."""
-    predicted, measured = prediction["predicted"], prediction["measured"]
-    low, high = predicted["ci"] or (math.nan, math.nan)
-    told = f"predicted {predicted['value']:.3f}, {predicted['level']:.0%} interval {low:.3f} to {high:.3f}"
+    told, measured = f"predicted: {predicted_line(prediction)}", prediction["measured"]
     if measured is None:
-        return f"at {prediction['C']:.3g} FLOPs: {told}; not measured"
-    where = "inside" if low <= measured <= high else "outside"
+        return f"{told}; not measured"
+    where = {None: "", True: ", inside", False: ", outside"}[inside(prediction)]
     when = "" if prediction["blind"] else " (its run was trained before the prediction was made)"
-    return f"at {prediction['C']:.3g} FLOPs: {told}; measured {measured:.3f}, {where}{when}"
+    return f"{told}\nmeasured:  loss {measured:.3f}{where}{when}"
 
 
 if __name__ == "__main__":

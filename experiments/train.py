@@ -1,7 +1,7 @@
-"""One run: from a run.json, or from a config that names a size and a budget.
+"""One run: from a config that names a size and a budget, from a run.json, or the first run of a next_run.json.
 
 python -m experiments.train --config=experiments/configs/one.py --workdir=runs/one
-python -m experiments.train --run=runs/demo/runs/RUN/run.json --workdir=runs/again
+python -m experiments.train --run=runs/demo/report/next_run.json --workdir=runs/next
 """
 
 import pathlib
@@ -22,7 +22,7 @@ from scaling.sweeps.config import one_config
 from scaling.sweeps.grid import one_run
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file of one run; its fields are --config.FIELD=.")
-RUN = flags.DEFINE_string("run", None, "A run.json, instead of a config.")
+RUN = flags.DEFINE_string("run", None, "A run.json or next_run.json, instead of a config.")
 SOURCE = flags.DEFINE_string("source", "stdlib", "With --run: the text, whose token store the run names by content.")
 TOKENIZER = flags.DEFINE_string("tokenizer", "bytes", "With --run: its tokenizer.")
 VALIDATION_FRACTION = flags.DEFINE_float("validation_fraction", 0.05, "With --run: the share of held-out documents.")
@@ -54,12 +54,21 @@ def _what() -> tuple[Run, Placement, TokenStore]:
     if (RUN.value is None) == (CONFIG.value is None):
         raise InputError("give either --config or --run")
     if RUN.value is not None:
-        run = run_from_dict(read_json(RUN.value), RUN.value)
+        run = _read_run(RUN.value)
         store = prepare_store(SOURCE.value, TOKENIZER.value, VALIDATION_FRACTION.value, STORES.value)
         return run, Placement(), store
     config = one_config(command.config_values(CONFIG))
     store = prepare_store(config.data.source, config.data.tokenizer, config.data.validation_fraction, STORES.value)
     return one_run(config, store), config.placement, store
+
+
+def _read_run(path: str) -> Run:
+    values = read_json(path)
+    if isinstance(values, list):  # a next_run.json
+        values = next((entry["run"] for entry in values if isinstance(entry, dict) and entry.get("run")), None)
+        if values is None:
+            raise InputError("has no run: it was not made from a sweep, or none could be made", where=path)
+    return run_from_dict(values, path)
 
 
 def _summary(result: dict[str, Any]) -> str:

@@ -170,7 +170,7 @@ class Placement:
     microbatch: int | None = None  # sequences at a time, over all devices; None: the whole batch
     remat: Literal["none", "full"] = "none"
     scan_layers: bool = True
-    loss_chunk: int | None = None  # positions of each sequence whose logits exist at a time; None: all of them
+    loss_chunk: int | None = None  # positions of a sequence whose logits exist at a time; None: by the vocabulary
 
     def __post_init__(self) -> None:
         settle(self, "placement")

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -35,9 +35,12 @@ class Study:
     report: pathlib.Path
 
 
-def run_study(config: SweepConfig, store: TokenStore, workdir: pathlib.Path, workers: int) -> Study:
+def run_study(
+    config: SweepConfig, store: TokenStore, workdir: pathlib.Path, workers: int, say: Callable[[str], None] = print
+) -> Study:
     """Runs what is not done yet of a sweep, analyses it, puts its law to the test, and reports.
 
+    say: told in a line what comes next, where it takes time.
     Raises InputError if the config, the store and the directory do not fit, before anything is written, or if too few
     cells came through for a law; StoppedError if it was asked to stop.
     """
@@ -46,18 +49,20 @@ def run_study(config: SweepConfig, store: TokenStore, workdir: pathlib.Path, wor
         config.placement.check(cell.run)
     sweep = write_sweep(workdir, config, store, cells, dropped)
     grid = [cell for cell in sweep.cells if cell.role == "grid"]
+    say(f"{len(grid)} cells, {len(dropped)} dropped, on {store.splits['train'].tokens:,} training tokens")
     failed = execute(workdir, grid, store, config.placement, workers)
     results, curves = collect(workdir, sweep)
     target = (config.prediction or 2.0) * max(cell.budget for cell in grid)
     analysis = _analyse(results, curves, target)
-    runs = [{**next_run, **_concrete(config, store, next_run)} for next_run in decisions.next_runs(analysis)]
+    runs = configured(config, store, decisions.next_runs(analysis))
     prediction = None
     if config.prediction and runs[0]["run"]:
         cell = Cell(run_from_dict(runs[0]["run"]), target, "prediction")
         sweep, prediction = _predict(workdir, sweep, cell, results, analysis)
         tested = [cell for cell in sweep.cells if cell.id == prediction["run"]]
+        say(f"predicted, before it is trained: {predicted_line(prediction)}")
         failed += execute(workdir, tested, store, config.placement, workers)
-        results, curves = collect(workdir, sweep)
+        results, _ = collect(workdir, sweep)
         prediction = _measure(workdir, prediction)
     report.write_report(
         analysis,
@@ -74,8 +79,6 @@ def _analyse(results: pd.DataFrame, curves: pd.DataFrame, target: float) -> Anal
     done = results[results["status"] == "done"]
     if done.empty:
         raise InputError(f"no cell has a result: {totals(results)}", where="results.csv")
-    grid = set(results.loc[results["role"] == "grid", "run"])
-    curves = curves[curves["run"].isin(grid)]
     return analyze(table_from_frame(results), curves_from_frame(curves), [target])
 
 
@@ -110,19 +113,37 @@ def _predict(
     return sweep, prediction
 
 
+def predicted_line(prediction: dict[str, Any]) -> str:
+    """A prediction in words."""
+    predicted = prediction["predicted"]
+    interval = (
+        "no interval"
+        if predicted["ci"] is None
+        else "{:.0%} interval {:.3f} to {:.3f}".format(predicted["level"], *predicted["ci"])
+    )
+    return (
+        f"N {prediction['N']:,.0f}, D {prediction['D']:,.0f} at {prediction['C']:.3g} FLOPs: loss "
+        f"{predicted['value']:.3f}, {interval}"
+    )
+
+
 def _measure(workdir: pathlib.Path, prediction: dict[str, Any]) -> dict[str, Any]:
     path = run_directory(workdir, prediction["run"]) / "result.json"
     result = read_json(path) if path.exists() else {}
     return {**prediction, "measured": result.get("loss"), "loss_stderr": result.get("loss_stderr")}
 
 
-def _concrete(config: SweepConfig, store: TokenStore, next_run: dict[str, Any]) -> dict[str, Any]:
-    """The configuration to train, or why there is none."""
-    try:
-        run = recommended_run(config, store, next_run["target_flops"], next_run["N"]["value"])
-    except InputError as error:
-        return {"run": None, "why": str(error)}
-    return {"run": run_to_dict(run)}
+def configured(config: SweepConfig, store: TokenStore, next_runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The next runs, each with the configuration to train under "run": null, and "why", where there is none."""
+    found = []
+    for next_run in next_runs:
+        try:
+            run = recommended_run(config, store, next_run["target_flops"], next_run["N"]["value"])
+        except InputError as error:
+            found.append({**next_run, "run": None, "why": str(error)})
+        else:
+            found.append({**next_run, "run": run_to_dict(run)})
+    return found
 
 
 def _notes(store: TokenStore, sweep: Sweep, results: pd.DataFrame, runs: Sequence[dict[str, Any]]) -> Sequence[str]:

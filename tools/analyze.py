@@ -3,19 +3,26 @@
 
 Fits scaling laws to a table of runs, anyone's: the three approaches of Hoffmann et al. 2022 with bootstrap intervals,
 the compute-optimal run at each target, figures and an offline report. The table needs columns N (parameters), D
-(tokens) and loss; C (FLOPs) defaults to 6ND.
+(tokens) and loss; C (FLOPs) defaults to 6ND. Where it is the results.csv of a sweep, the runs to do next are complete
+configurations of that sweep, for experiments.train --run.
 """
 
+import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
 from scaling import command
-from scaling.analysis.analyze import RESAMPLES, analyze
+from scaling.analysis.analyze import RESAMPLES, Analysis, analyze
 from scaling.analysis.curves import read_curves
+from scaling.analysis.decisions import next_runs
 from scaling.analysis.report import summary, write_report
 from scaling.analysis.table import read_table
+from scaling.data.token_store import open_store
 from scaling.errors import InputError
+from scaling.study import configured
+from scaling.sweeps.workdir import read_sweep
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("runs", None, "CSV files of runs; their rows are joined", required=True)
@@ -35,9 +42,16 @@ def main(argv: Sequence[str]) -> None:
     table = read_table(FLAGS.runs, loss_unit=FLAGS.loss_unit, drop_outliers=FLAGS.drop_outliers)
     curves = read_curves(FLAGS.curves, loss_unit=FLAGS.loss_unit) if FLAGS.curves else None
     analysis = analyze(table, curves, targets, FLAGS.resamples, FLAGS.seed)
-    write_report(analysis, FLAGS.out)
+    write_report(analysis, FLAGS.out, next_runs=_next_runs(analysis, pathlib.Path(FLAGS.runs[0]).parent))
     print(summary(analysis))
     print(f"report: {FLAGS.out}/report.html")
+
+
+def _next_runs(analysis: Analysis, workdir: pathlib.Path) -> list[dict[str, Any]]:
+    if not (workdir / "sweep.json").exists():
+        return next_runs(analysis)
+    sweep = read_sweep(workdir)
+    return configured(sweep.config, open_store(sweep.store_path), next_runs(analysis))
 
 
 def _flops(text: str) -> float:

@@ -178,8 +178,8 @@ def _next(analysis: Analysis, runs: Sequence[dict[str, Any]]) -> str:
 def _prediction(prediction: dict[str, Any] | None) -> str:
     if prediction is None:
         return ""
-    measured, error = prediction["measured"], prediction.get("loss_stderr")
-    shown = "not measured yet" if measured is None else f"{measured:.4f}" + (f" ± {error:.4f}" if error else "")
+    measured = prediction["measured"]
+    shown = "not measured yet" if measured is None else f"{measured:.4f}"
     verdict = {None: "&ndash;", True: "inside the interval", False: "outside the interval"}[prediction["inside"]]
     row = [
         escape(str(prediction["run"])),

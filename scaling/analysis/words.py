@@ -78,7 +78,10 @@ def prediction(record: dict[str, Any]) -> str:
     error = record["measured"] / record["predicted"]["value"] - 1
     inside = record["inside"]
     fell = "" if inside is None else f" It fell {'inside' if inside else 'outside'} the {LEVEL:.0%} interval."
-    return f"{when} The measurement is {abs(error):.2%} {'above' if error > 0 else 'below'} the predicted value.{fell}"
+    side = "above" if error > 0 else "below"
+    stderr = record.get("loss_stderr")
+    shared = f" Its standard error over the evaluation text, {stderr:.4f}, is shared by all runs." if stderr else ""
+    return f"{when} The measurement is {abs(error):.2%} {side} the predicted value.{fell}{shared}"
 
 
 def exponents(analysis: Analysis) -> str:

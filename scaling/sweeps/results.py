@@ -18,9 +18,14 @@ CURVE_COLUMNS = ["run", "step", "N", "D", "C", "loss", "split"]
 
 
 def collect(workdir: pathlib.Path, sweep: Sweep) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Writes results.csv and curves.csv from what the runs have written so far, and returns both tables."""
+    """Writes results.csv and curves.csv from what the runs have written so far, and returns both tables.
+
+    curves.csv has the grid's runs only: it is what Approach 1 reads, which must not see the run that tests the law.
+    """
     results = pd.DataFrame([_row(workdir, cell) for cell in sweep.cells])
-    curves = pd.DataFrame([point for cell in sweep.cells for point in curve(workdir, cell)], columns=CURVE_COLUMNS)
+    curves = pd.DataFrame(
+        [point for cell in sweep.cells if cell.role == "grid" for point in curve(workdir, cell)], columns=CURVE_COLUMNS
+    )
     for name, table in (("results.csv", results), ("curves.csv", curves)):
         text = io.StringIO()
         table.to_csv(text, index=False, lineterminator="\n")

@@ -16,6 +16,8 @@ from scaling.parallel.mesh import RULES, batch_sharding, shardings
 from scaling.runs import ModelShape, OptimizerSpec, Placement, Run
 from scaling.training.optimizer import decay_mask, make_optimizer
 
+MAX_LOGITS = 2**22  # of a sequence at a time, in fp32 16 MiB
+
 
 class State(NamedTuple):
     """All that training carries from step to step. The step's number and the data need no state: see scaling.data."""
@@ -46,7 +48,7 @@ def token_losses(
     """Cross-entropy and squared log-partition of every token, each B x L in fp32.
 
     With a chunk, logits exist for only so many positions of each sequence at a time, and the backward pass makes them
-    again: memory falls from L x V to chunk x V a sequence for one more product with the head.
+    again: memory falls from L x V to chunk x V a sequence for one more product with the head. None: `whole_chunk`.
     """
     x_BxL, y_BxL = tokens_BxM[:, :-1], tokens_BxM[:, 1:]
     hidden_BxLxD = model.apply({"params": params}, x_BxL)
@@ -57,7 +59,8 @@ def token_losses(
         target_BxC = jnp.take_along_axis(logits_BxCxV, y_BxC[..., None], axis=-1)[..., 0]
         return log_z_BxC - target_BxC, jnp.square(log_z_BxC)
 
-    if chunk is None:
+    chunk = chunk or whole_chunk(x_BxL.shape[1], model.shape.vocab_size)
+    if chunk == x_BxL.shape[1]:
         return losses(hidden_BxLxD, y_BxL)
 
     def split(t: jax.Array) -> jax.Array:
@@ -68,6 +71,12 @@ def token_losses(
 
     nll, square = jax.lax.map(lambda c: jax.checkpoint(losses)(*c), (split(hidden_BxLxD), split(y_BxL)))
     return join(nll), join(square)
+
+
+def whole_chunk(length: int, vocab_size: int) -> int:
+    """The largest divisor of the length at which a sequence's fp32 logits take at most 16 MiB; 1 if none does."""
+    fitting = [chunk for chunk in range(1, length + 1) if length % chunk == 0 and chunk * vocab_size <= MAX_LOGITS]
+    return max(fitting, default=1)
 
 
 def make_program(run: Run, placement: Placement, mesh: Mesh) -> Program:
