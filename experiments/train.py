@@ -11,12 +11,12 @@ from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
-from tqdm import tqdm
 
 from scaling import command
 from scaling.data.token_store import TokenStore, prepare_store
 from scaling.errors import InputError
 from scaling.files import read_json
+from scaling.progress import progress_bar
 from scaling.runs import Placement, Run, run_from_dict, run_id
 from scaling.sweeps.config import one_config
 from scaling.sweeps.grid import one_run
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with tqdm(total=run.steps, unit="step", desc=run_id(run)) as bar:
+    with progress_bar(run.steps, "step", run_id(run)) as bar:
 
         def report(done: int, steps: int) -> None:
             bar.update(done - bar.n)

@@ -19,13 +19,13 @@ def get_config() -> ConfigDict:
             "model": {"tied_embeddings": True, "output_init": "zero"},
             "recipe": "small",
             "grid": {
-                "budgets": (1e11, 2.2e11, 5e11, 1.1e12),
+                "budgets": (1.3e11, 2.7e11, 5.6e11, 1.2e12),
                 "sizes": 6,
-                "prior_flops": 5e11,
-                "prior_size": 60e3,
+                "prior_flops": 8e11,
+                "prior_size": 81e3,
                 "prior_exponent": 0.6,
-                "below": 2.5,
-                "above": 6.5,
+                "below": 2.4,
+                "above": 7.0,
             },
             "prediction": 2.0,
         }

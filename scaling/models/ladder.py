@@ -40,22 +40,24 @@ def chinchilla_shape(name: str, vocab_size: int = 32_000, **options: Any) -> Mod
 
 
 def depth(width: float) -> float:
-    """Layers for a width: 8 at 512, then as width^0.77 as in Table A9 (47 at 5,120), below as its square root."""
-    return 8 * (width / 512) ** (0.77 if width > 512 else 0.5)
+    """Layers for a width: 8 at 512, above as width^0.77, as in Table A9 (47 at 5,120), below as width^0.41."""
+    return 8 * (width / 512) ** (0.77 if width > 512 else 0.41)
 
 
 def shape_for(size: float, vocab_size: int, **options: Any) -> ModelShape:
     """The shape nearest to `size` parameters with usual proportions: d_ff = 4 D (8/3 D for SwiGLU), N = `depth`(D).
 
-    Widths are about 10 % apart, by powers of two for whole tiles, and a depth may be 15 % off, or one layer, where that
-    comes closer. `options` are further fields of ModelShape. Raises InputError outside 1e4 to 1e12.
+    Widths are about 10 % apart, by powers of two for whole tiles. A depth may be 15 % off where that comes closer, but
+    no more: where layers are few, one more changes the loss by as much as the isoFLOP curve is deep. So the smallest
+    sizes are met within a factor of 1.31; above 1e7 parameters all are met within 9 %.
+    `options` are further fields of ModelShape. Raises InputError outside 1e4 to 1e12.
     """
     if not SMALLEST <= size <= LARGEST:
         raise InputError(f"no shape for {size:.3g} parameters", do=f"sizes are {SMALLEST:.0e} to {LARGEST:.0e}")
     best, best_cost = None, math.inf
     for width in _widths():
         usual = depth(width)
-        for n_layers in range(max(2, math.floor(0.85 * usual)), max(2, math.ceil(1.15 * usual)) + 1):
+        for n_layers in {round(usual), *range(math.ceil(0.85 * usual), math.floor(1.15 * usual) + 1)}:
             shape = _shape(width, n_layers, vocab_size, options)
             miss = math.log(parameters(shape).N / size)
             # A tenth of the depth's own miss: size decides, and proportions settle what is nearly equal.

@@ -1,16 +1,14 @@
 """Doing what a sweep has not done yet, under one progress line."""
 
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
-
-from tqdm import tqdm
 
 from scaling.data.token_store import TokenStore
 from scaling.errors import StoppedError
 from scaling.files import read_json, write_json
 from scaling.models.counts import flops_per_token
+from scaling.progress import progress_bar
 from scaling.runs import Placement, run_to_dict
 from scaling.specs import to_dict
 from scaling.sweeps.grid import Cell
@@ -51,16 +49,7 @@ def _train(
     flops = [flops_per_token(cell.run.model, cell.run.data.sequence_length) * cell.run.tokens for cell in todo]
     done_flops = [0.0] * len(todo)
     finished = before
-    seconds = 0.5 if sys.stderr.isatty() else 15.0  # a log gets fewer lines than a screen
-    with tqdm(
-        total=sum(flops),
-        unit="FLOP",
-        unit_scale=True,
-        smoothing=0.02,
-        mininterval=seconds,
-        maxinterval=seconds,
-        desc=_line(finished, before, todo, failed),
-    ) as bar:
+    with progress_bar(sum(flops), "FLOP", _line(finished, before, todo, failed)) as bar:
 
         def on_event(index: int, event: dict[str, Any]) -> None:
             nonlocal finished
