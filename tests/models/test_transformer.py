@@ -14,6 +14,8 @@ from scaling.models.transformer import NORM_EPSILON, Transformer, abstract_param
 from scaling.runs import ModelShape
 from scaling.training.step import token_losses
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 L = 8
 SHAPE = ModelShape(d_model=16, n_layers=2, n_heads=4, d_ff=32, vocab_size=L + 1)
 TOKENS_1xL = np.arange(L)[None]  # each token once, so that row j of the embedding is the input at position j alone
@@ -45,22 +47,30 @@ ROWS = [shape_of(row) for row in PAIRWISE]
 
 
 @functools.cache
-def initial(shape, scan=True):
+def initial(shape):
     """Random parameters, with no leaf at zero or one: biases and scales must show when they are misplaced."""
-    params = nn.unbox(jax.jit(lambda key: init_params(Transformer(shape, scan=scan), key))(jax.random.key(0)))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [x + 0.05 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), x.dtype), nn.unbox(abstract_params(shape))
+    )
 
 
 def hidden(shape, params, tokens=TOKENS_1xL, **options):
     return Transformer(shape, **options).apply({"params": params}, tokens)
 
 
-def loss_and_gradient(shape, params, **options):
+def unstacked(shape, params):
+    """The same parameters as the unscanned model names them."""
+    layers = {f"layers_{n}": jax.tree.map(lambda x, n=n: x[n], params["blocks"]) for n in range(shape.n_layers)}
+    return {**{name: x for name, x in params.items() if name != "blocks"}, **layers}
+
+
+@functools.cache
+def loss_and_gradient(shape, scan=True, **options):
+    """At the parameters of `initial`, whichever way the model holds them."""
     tokens_BxM = np.random.default_rng(0).integers(shape.vocab_size, size=(3, L + 1))
-    model = Transformer(shape, **options)
+    model = Transformer(shape, scan=scan, **options)
+    params = initial(shape) if scan else unstacked(shape, initial(shape))
     return jax.jit(jax.value_and_grad(lambda p: token_losses(model, p, tokens_BxM, None)[0].mean()))(params)
 
 
@@ -71,11 +81,11 @@ def assert_close(tree, expected, rtol=SUMMED):
         np.testing.assert_allclose(x, y, rtol=0, atol=rtol * np.abs(y).max(), err_msg=jax.tree_util.keystr(path))
 
 
-def eight_shapes(test):
-    return pytest.mark.parametrize("shape", ROWS, ids=["".join(map(str, row)) for row in PAIRWISE])(test)
+def rows(chosen):
+    return pytest.mark.parametrize("shape", ROWS[chosen], ids=["".join(map(str, row)) for row in PAIRWISE[chosen]])
 
 
-@eight_shapes
+@rows(slice(4))  # in these four, every option that the hidden states see takes both its values
 def test_causality_by_gradients(shape):
     """The output at i does not depend on the input at any j > i, exactly, and does depend on each j <= i."""
     params = initial(shape)
@@ -89,64 +99,67 @@ def test_causality_by_gradients(shape):
     assert np.all(largest_LxL[np.tril_indices(L)] > 100 * EPS)  # not by rounding
 
 
-@eight_shapes
+@rows(slice(4, 8))
 def test_scan_equals_unscanned(shape):
-    params = initial(shape, scan=False)
-    layers = [params[f"layers_{n}"] for n in range(shape.n_layers)]
-    restacked = {name: x for name, x in params.items() if not name.startswith("layers_")}
-    restacked["blocks"] = jax.tree.map(lambda *x: jnp.stack(x), *layers)
-    loss, gradient = loss_and_gradient(shape, params, scan=False)
-    scanned_loss, scanned_gradient = loss_and_gradient(shape, restacked)
-    assert math.isclose(loss, scanned_loss, rel_tol=SUMMED)
-    blocks = scanned_gradient.pop("blocks")
-    for n in range(shape.n_layers):
-        assert_close(gradient.pop(f"layers_{n}"), jax.tree.map(lambda x, n=n: x[n], blocks))
-    assert_close(gradient, scanned_gradient)
+    loss, gradient = loss_and_gradient(shape)
+    unscanned_loss, unscanned_gradient = loss_and_gradient(shape, scan=False)
+    assert math.isclose(loss, unscanned_loss, rel_tol=SUMMED)
+    assert_close(unscanned_gradient, unstacked(shape, gradient))
 
 
 @pytest.mark.parametrize("scan", [True, False])
 def test_remat_changes_nothing_and_is_there(scan):
-    params = initial(SHAPE, scan=scan)
-    assert_close(
-        loss_and_gradient(SHAPE, params, scan=scan, remat=True), loss_and_gradient(SHAPE, params, scan=scan)
-    )
+    shape = ROWS[4]
+    assert_close(loss_and_gradient(shape, scan, remat=True), loss_and_gradient(shape, scan))
+    params = initial(shape) if scan else unstacked(shape, initial(shape))
 
-    def primitives(remat):
-        return str(jax.make_jaxpr(lambda p: hidden(SHAPE, p, scan=scan, remat=remat))(params))
+    def traced(remat):
+        return str(jax.make_jaxpr(lambda p: hidden(shape, p, scan=scan, remat=remat))(params))
 
-    assert "checkpoint" in primitives(True)
-    assert "checkpoint" not in primitives(False)
+    assert "remat" in traced(True)
+    assert "remat" not in traced(False)
 
 
-@eight_shapes
+@rows(slice(8))
 def test_zero_output_projections_make_every_block_the_identity(shape):
-    shape = dataclasses.replace(shape, output_init="zero")
-    params = nn.unbox(init_params(Transformer(shape), jax.random.key(0)))
+    """Then the hidden states are the final norm of the embeddings, worked out here in float64."""
+    params = initial(shape)
+
+    def zero_outputs(path, x):
+        return jnp.zeros_like(x) if path[-1].key in ("out", "down") else x
+
     x_LxD = np.asarray(params["embedding"][:L], np.float64)
     if shape.positions == "learned":
         x_LxD = x_LxD + params["positions"]
     if shape.norm == "layernorm":
         x_LxD = x_LxD - x_LxD.mean(axis=-1, keepdims=True)
     expected = x_LxD / np.sqrt((x_LxD**2).mean(axis=-1, keepdims=True) + NORM_EPSILON)
-    np.testing.assert_allclose(hidden(shape, params)[0], expected, rtol=0, atol=10 * EPS * np.abs(expected).max())
-    scaled = dataclasses.replace(shape, output_init="depth_scaled")
-    other = nn.unbox(init_params(Transformer(scaled), jax.random.key(0)))
-    assert np.abs(hidden(scaled, other)[0] - expected).max() > 0.1
+    expected = expected * params["final_norm"]["scale"] + params["final_norm"].get("bias", 0.0)
+    silenced = hidden(shape, jax.tree.map_with_path(zero_outputs, params))[0]
+    np.testing.assert_allclose(silenced, expected, rtol=0, atol=10 * EPS * np.abs(expected).max())
+    assert np.abs(hidden(shape, params)[0] - expected).max() > 0.01
+
+
+def test_zero_output_init_is_of_the_output_projections_alone():
+    shape = dataclasses.replace(SHAPE, output_init="zero", activation="swiglu", tied_embeddings=True)
+    params = nn.unbox(jax.jit(lambda key: init_params(Transformer(shape), key))(jax.random.key(0)))
+    zero = {path[-1].key for path, x in jax.tree.leaves_with_path(params) if not np.any(x)}
+    assert zero == {"out", "down"}
 
 
 def test_every_combination_of_options_traces():
-    """All 128, abstractly: initialisation, forward pass, logits."""
+    """All 128, abstractly: initialisation, forward pass, logits. The pairwise rows above are really run."""
+
+    def logits(model, tokens_BxL):
+        return model.logits(model(tokens_BxL))
+
     for values in itertools.product((0, 1), repeat=len(OPTIONS)):
-        shape = shape_of(values)
-
-        def run(key, shape=shape):
-            model = Transformer(shape)
-            params = init_params(model, key)
-            x_BxLxD = model.apply({"params": params}, TOKENS_1xL)
-            return model.apply({"params": params}, x_BxLxD, method=Transformer.logits)
-
-        logits = jax.eval_shape(run, jax.random.key(0))
-        assert (logits.shape, logits.dtype) == ((1, L, shape.vocab_size), np.float32)
+        shape = dataclasses.replace(shape_of(values), n_layers=1)
+        model = Transformer(shape, scan=False)
+        traced, _ = jax.eval_shape(
+            lambda key, model=model: model.init_with_output(key, TOKENS_1xL, method=logits), jax.random.key(0)
+        )
+        assert (traced.shape, traced.dtype) == ((1, L, shape.vocab_size), np.float32)
 
 
 def test_pairs_of_options_all_meet():
@@ -154,12 +167,12 @@ def test_pairs_of_options_all_meet():
         assert {(row[a], row[b]) for row in PAIRWISE} == set(itertools.product((0, 1), repeat=2))
 
 
-@eight_shapes
+@rows(slice(4, 6))
 def test_bf16_is_close_to_fp32_and_keeps_parameters_and_logits_in_fp32(shape):
     """A bf16 product is off by 2^-8 = 0.4 % at most, at random; a mean over tokens by less: 1 % of the loss."""
     params = initial(shape)
-    loss, gradient = loss_and_gradient(shape, params)
-    short_loss, short_gradient = loss_and_gradient(shape, params, dtype=jnp.bfloat16)
+    loss, gradient = loss_and_gradient(shape)
+    short_loss, short_gradient = loss_and_gradient(shape, dtype=jnp.bfloat16)
     assert math.isclose(loss, short_loss, rel_tol=0.01)
     assert loss != short_loss  # the type is used
     norm = math.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient)))

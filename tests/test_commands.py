@@ -1,0 +1,342 @@
+"""Every command's --help and its answers to bad input, as a user meets them.
+
+One process imports what the commands import; each case is a fork of it that runs a command from its beginning. So a
+hundred starts take the time of a few, and none of them sees the flags of another.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from scaling import command
+from scaling.errors import InputError, RunFailedError, StoppedError
+
+ROOT = pathlib.Path(__file__).parents[1]
+SMOKE = "--config=experiments/configs/smoke.py"
+ONE = "--config=experiments/configs/one.py"
+
+FORKS = """
+import contextlib, io, json, os, runpy, sys
+import ml_collections.config_flags, pandas
+import scaling.study, scaling.sweeps.plan, scaling.sweeps.status
+
+for line in sys.stdin:
+    module, arguments, out, err = json.loads(line)
+    pid = os.fork()
+    if pid:
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        continue
+    for path, descriptor in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    stores = tmp_path_factory.mktemp("stores")
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SCALING_STORES": str(stores)}
+
+
+@pytest.fixture(scope="module")
+def forks(environment):
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKS],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    yield process
+    process.stdin.close()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.fixture
+def run(forks, tmp_path_factory):
+    """Runs a command. Returns (exit code, standard output, standard error)."""
+
+    def ask(module, *arguments):
+        directory = tmp_path_factory.mktemp("output")
+        out, err = directory / "out", directory / "err"
+        forks.stdin.write(json.dumps([module, arguments, str(out), str(err)]) + "\n")
+        forks.stdin.flush()
+        return int(forks.stdout.readline()), out.read_text(), err.read_text()
+
+    return ask
+
+
+@pytest.fixture
+def refused(run):
+    """Runs a command that must end with one line and code 2. Returns the line."""
+
+    def ask(module, *arguments):
+        code, _, errors = run(module, *arguments)
+        assert code == 2, errors
+        assert errors.startswith("error: ")
+        assert errors.endswith("\n")
+        assert len(errors.splitlines()) == 1, errors
+        return errors[len("error: ") : -1]
+
+    return ask
+
+
+FLAGS = {
+    "experiments.sweep": ("config", "workdir", "stores", "launcher", "workers"),
+    "experiments.train": ("config", "run", "workdir", "stores", "source"),
+    "tools.plan": ("config", "stores", "out"),
+    "tools.status": ("workdir",),
+    "tools.analyze": ("runs", "curves", "out", "target_flops", "loss_unit"),
+    "tools.tokenize": ("source", "tokenizer", "out"),
+}
+
+
+def test_every_command_is_here():
+    files = [*(ROOT / "experiments").glob("*.py"), *(ROOT / "tools").glob("*.py")]
+    commands = {f"{path.parent.name}.{path.stem}" for path in files if path.stem != "__init__"}
+    assert commands == FLAGS.keys()
+
+
+@pytest.mark.parametrize("module", FLAGS)
+def test_help_shows_the_command_and_its_flags(run, module):
+    _, output, errors = run(module, "--help")
+    assert not errors
+    assert f"python -m {module} --" in output
+    for flag in FLAGS[module]:
+        assert f"--{flag}: " in output
+
+
+@pytest.mark.parametrize("module", FLAGS)
+def test_help_is_no_failure(run, module):
+    assert run(module, "--help")[0] == 0
+
+
+@pytest.mark.parametrize("module", FLAGS)
+def test_an_unknown_flag_names_the_nearest(refused, module):
+    flag = FLAGS[module][-1]
+    line = refused(module, f"--{flag[:-1]}x=1")
+    assert f"Unknown command line flag '{flag[:-1]}x'" in line
+    assert f"Did you mean: {flag}" in line
+
+
+@pytest.mark.parametrize("module", FLAGS)
+def test_an_argument_without_a_flag_is_refused(refused, module):
+    needed = {
+        "experiments.sweep": ["--workdir=w"],
+        "experiments.train": ["--workdir=w"],
+        "tools.status": ["--workdir=w"],
+        "tools.analyze": ["--runs=r", "--out=o"],
+        "tools.tokenize": ["--out=o"],
+    }
+    assert "unexpected argument 'runs/demo'" in refused(module, *needed.get(module, []), "runs/demo")
+
+
+@pytest.mark.parametrize(
+    ("module", "flag"),
+    [
+        ("experiments.sweep", "workdir"),
+        ("experiments.train", "workdir"),
+        ("tools.status", "workdir"),
+        ("tools.analyze", "runs"),
+        ("tools.tokenize", "out"),
+    ],
+)
+def test_a_missing_flag_is_named(refused, module, flag):
+    assert f"--{flag} must have a value" in refused(module)
+
+
+def test_a_missing_config_says_how_to_give_one(refused, tmp_path):
+    assert refused("tools.plan") == "--config is missing (--config=experiments/configs/laptop.py, say)"
+    assert "--config is missing" in refused("experiments.sweep", f"--workdir={tmp_path}/w")
+    assert refused("experiments.train", f"--workdir={tmp_path}/w") == "give either --config or --run"
+    assert "give either" in refused("experiments.train", f"--workdir={tmp_path}/w", ONE, "--run=r")
+
+
+@pytest.mark.parametrize("module", ["experiments.sweep", "tools.plan", "experiments.train"])
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ("--config.data.max_epoch=2", "max_epochs"),
+        ("--config.data.sequence_lenght=2", "sequence_length"),
+        ("--config.recipee=small", "recipe"),
+    ],
+)
+def test_a_misspelt_field_names_the_nearest(refused, tmp_path, module, field, expected):
+    config = ONE if module == "experiments.train" else SMOKE
+    workdir = [] if module == "tools.plan" else [f"--workdir={tmp_path}/w"]
+    line = refused(module, config, field, *workdir)
+    assert field.split("=")[0].split(".")[-1] in line
+    assert f'Did you mean "{expected}"' in line
+    assert not (tmp_path / "w").exists()
+
+
+def test_an_error_is_shown_as_text_not_as_a_quoted_string(refused):
+    assert "\\" not in refused("tools.plan", SMOKE, "--config.recipee=small")
+
+
+def test_a_field_that_the_file_leaves_at_its_default_can_be_set(run):
+    """A refusal names --config.data.max_epochs, and seeds may be added: both must be flags of every config."""
+    for field in ("--config.seeds=(0,1)", "--config.precision=bf16", "--config.data.max_epochs=3.0"):
+        code, _, errors = run("tools.plan", SMOKE, field)
+        assert code == 0, errors
+
+
+@pytest.mark.parametrize(
+    ("field", "fault"),
+    [
+        ("--config.grid.sizes=many", "sizes=many"),
+        ("--config.grid.below=lots", "below=lots"),
+        ("--config.data.eval_windows=1.5", "eval_windows"),
+        ("--config.model.tied_embeddings=3", "tied_embeddings"),
+        ("--config.grid.sizes=2", "config.grid.sizes=2 (an isoFLOP curve needs at least 4)"),
+        ("--config.grid.prior_size=-1.0", "config.grid.prior_size=-1.0 is not positive"),
+        ("--config.recipe=smal", "unknown recipe 'smal' (did you mean small?)"),
+        ("--config.grid.budgets=(1e3,)", "budget 1e+03 FLOPs keeps 0 of"),
+        ("--config.data.max_epochs=0.001", "epochs (allow repetition with --config.data.max_epochs="),
+        ("--config.data.source=stdlb", "unknown source 'stdlb' (did you mean stdlib?)"),
+        ("--config.data.source=files:/nowhere/*", "no file matches '/nowhere/*'"),
+        ("--config.data.source=tfds:no_such_set", "prepare it as array_record"),
+        ("--config.data.tokenizer=byte", "did you mean bytes?"),
+        ("--config.data.validation_fraction=2.0", "validation_fraction"),
+    ],
+)
+def test_a_wrong_or_impossible_value_is_named(refused, field, fault):
+    assert fault in refused("tools.plan", SMOKE, field)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("raise RuntimeError('no\\nmoon')", "no moon"),
+        ("def get_config():\n    return {}['gird']", "gird"),
+        ("def get_config()\n    pass", "expected ':'"),
+        ("X = 1", "get_config"),
+        ("def get_config():\n    return 3", "to_dict"),
+        ("from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'gird': 1})", "'gird'"),
+        ("import no_such_module", "no_such_module"),
+    ],
+)
+def test_a_config_file_that_fails_is_told_by_its_own_error(refused, tmp_path, text, fault):
+    (tmp_path / "mine.py").write_text(text)
+    assert fault in refused("tools.plan", f"--config={tmp_path}/mine.py")
+
+
+def test_the_error_of_a_config_file_names_the_file(refused, tmp_path):
+    (tmp_path / "mine.py").write_text("def get_config():\n    return {}['gird']")
+    line = refused("tools.plan", f"--config={tmp_path}/mine.py")
+    assert "mine.py" in line
+    assert "KeyError" in line
+
+
+def test_a_missing_config_file_is_named(refused):
+    line = refused("tools.plan", "--config=experiments/configs/latpop.py")
+    assert "latpop.py" in line
+    assert "No such file" in line
+
+
+@pytest.mark.parametrize(("module", "config"), [("experiments.sweep", SMOKE), ("experiments.train", ONE)])
+@pytest.mark.parametrize("below", ["", "/deeper"])
+def test_a_workdir_that_is_a_file_is_refused(refused, tmp_path, module, config, below):
+    (tmp_path / "file").write_text("mine")
+    assert f"{tmp_path}/file" in refused(module, config, f"--workdir={tmp_path}/file{below}")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_workdir_with_something_else_in_it_is_refused(refused, tmp_path):
+    (tmp_path / "mine.txt").touch()
+    line = refused("experiments.sweep", SMOKE, f"--workdir={tmp_path}")
+    assert "is not empty, and holds no sweep (give another --workdir)" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_output_that_cannot_be_written_is_refused(refused, tmp_path):
+    (tmp_path / "file").touch()
+    assert "file" in refused("tools.plan", SMOKE, f"--out={tmp_path}/file/plan.json")
+
+
+def test_status_of_no_sweep_says_how_to_start_one(refused, tmp_path):
+    assert "holds no sweep (experiments.sweep --workdir= starts one)" in refused(
+        "tools.status", f"--workdir={tmp_path}"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (None, "no such file"),
+        ("{", "not JSON"),
+        ('{"modl": {}}', "unknown key 'modl' (did you mean model?)"),
+        ("[]", ""),
+    ],
+)
+def test_a_run_that_cannot_be_read_is_refused(refused, tmp_path, content, fault):
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    line = refused("experiments.train", f"--run={tmp_path}/run.json", f"--workdir={tmp_path}/w")
+    assert f"{tmp_path}/run.json" in line
+    assert fault in line
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "fault"),
+    [("--workers=0", "workers=0"), ("--workers=two", "workers=two"), ("--launcher=cloud", "should be one of <local>")],
+)
+def test_a_wrong_flag_value_is_named(refused, tmp_path, flag, fault):
+    assert fault in refused("experiments.sweep", SMOKE, f"--workdir={tmp_path}/w", flag)
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_real_start_says_the_same(environment):
+    """That a fork tells what a process does: one refusal of a command that is started as a user starts it."""
+    arguments = [sys.executable, "-m", "tools.plan", SMOKE, "--config.grid.size=9"]
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert 'Did you mean "sizes"' in done.stderr
+
+
+def test_the_plan_of_every_sweep_config_can_be_made(run, tmp_path):
+    for name in ("laptop", "smoke"):
+        code, output, errors = run("tools.plan", f"--config=experiments/configs/{name}.py", f"--out={tmp_path}/{name}")
+        assert code == 0, errors
+        plan = json.loads((tmp_path / name).read_text())
+        assert f"{len(plan['cells'])} cells, " in output.splitlines()[-1]
+        assert all(cell["steps"] >= 100 for cell in plan["cells"])
+
+
+def raises(error):
+    def main(argv):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "line"),
+    [
+        (lambda argv: None, 0, ""),
+        (lambda argv: 3, 3, ""),
+        (raises(InputError("a=1 is\nodd", "f.py", "make it 2")), 2, "error: f.py: a=1 is odd (make it 2)\n"),
+        (raises(RunFailedError("loss nan")), 3, "failed: loss nan\n"),
+        (raises(StoppedError("saved")), 75, "stopped: saved\n"),
+    ],
+)
+def test_exit_codes(capsys, main, code, line):
+    assert command._guarded(main, ["command"]) == code
+    assert capsys.readouterr().err == line
+
+
+def test_a_bug_is_not_dressed_up():
+    with pytest.raises(ZeroDivisionError):
+        command._guarded(lambda argv: 1 // 0, ["command"])
