@@ -50,7 +50,7 @@ def prediction_line(prediction: dict[str, Any]) -> str:
         return f"{told}; not measured"
     where = {None: "", True: ", inside", False: ", outside"}[inside(prediction)]
     when = "" if prediction["blind"] else " (its run was trained before the prediction was made)"
-    return f"{told}\nmeasured:  loss {measured:.3f}{where}{when}"
+    return f"{told}\nmeasured: loss {measured:.3f}{where}{when}"
 
 
 if __name__ == "__main__":

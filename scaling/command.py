@@ -5,6 +5,7 @@
 
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -23,13 +24,16 @@ def launch(main: Callable[[list[str]], int | None]) -> None:
 
 def config_values(config: flags.FlagHolder) -> dict[str, Any]:
     """The values of a --config flag as plain nested dictionaries. Raises InputError if it was not given or not read."""
-    if config.value is None:
+    values = config.value
+    if values is None:
         raise InputError("--config is missing", do="--config=experiments/configs/laptop.py, say")
+    if isinstance(values, dict):
+        raise InputError("get_config() returned a dict", where="--config", do="return an ml_collections.ConfigDict")
     try:
-        return config.value.to_dict()
+        return values.to_dict()
     # A file that cannot be run is kept by ml_collections as an object that raises the file's own error when it is used.
     except Exception as error:
-        raise InputError(f"{type(error).__name__}: {error}", where="--config") from None
+        raise InputError(_config_fault(error)) from None
 
 
 def default_stores() -> str:
@@ -54,6 +58,10 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> list[str]:
     logging.set_verbosity(logging.WARNING)
+    if asked := {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(argv[1:]):
+        # absl would exit with 1.
+        app.usage(shorthelp="--helpfull" not in asked, writeto_stdout=True)
+        raise SystemExit(DONE)
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
@@ -61,9 +69,22 @@ def _parse(argv: list[str]) -> list[str]:
     # ml_collections reads the config file and sets its fields while flags are parsed, and lets their errors through:
     # whatever a user's config file raises is the user's to mend, so it is shown by type and text, in one line.
     except Exception as error:
-        text = error.args[0] if error.args and isinstance(error.args[0], str) else error
-        message = str(error) if isinstance(error, InputError) else f"--config: unknown or wrong: {text}"
+        message = _config_fault(error)
     raise SystemExit(_refuse(message))
+
+
+def _config_fault(error: Exception) -> str:
+    """What is wrong with a config file or a flag of its fields, in one line."""
+    if isinstance(error, InputError):
+        return str(error)
+    cause = error.__cause__ or error
+    if isinstance(cause, OSError) and "No such file" in str(cause):
+        return f"--config: no such file: {str(cause).rsplit(': ', 1)[-1]}"
+    if isinstance(error, (AttributeError, KeyError)) and re.fullmatch(r"\W*(\w+)\W*", str(error)):
+        return "--config: unknown field " + str(error).strip("\"'")
+    if found := re.search(r"'(\w+)\W.*Did you mean \"(\w+)\"", str(error), flags=re.DOTALL):  # ml_collections' words
+        return f"--config: unknown field {found[1]!r} (did you mean {found[2]}?)"
+    return f"--config: {type(cause).__name__}: {cause}"
 
 
 def _refuse(message: str) -> int:

@@ -17,7 +17,7 @@ Path = str | os.PathLike[str]
 def atomic_path(path: Path) -> Iterator[pathlib.Path]:
     """Yields a temporary path beside `path`; on success it is synced and takes the name, on any error it is removed."""
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(descriptor)
     temporary = pathlib.Path(name)
@@ -30,6 +30,14 @@ def atomic_path(path: Path) -> Iterator[pathlib.Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def make_directory(path: Path) -> None:
+    """Makes a directory and its parents, if they are not there. Raises InputError where it cannot."""
+    try:
+        pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot be a directory: {error.strerror}", where=str(path)) from None
 
 
 def write_text(path: Path, text: str) -> None:

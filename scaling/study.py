@@ -13,7 +13,7 @@ from scaling.analysis.analyze import Analysis, analyze
 from scaling.analysis.curves import curves_from_frame
 from scaling.analysis.table import table_from_frame
 from scaling.data.token_store import TokenStore
-from scaling.errors import InputError
+from scaling.errors import InputError, RunFailedError
 from scaling.files import read_json, write_json
 from scaling.models.counts import counts
 from scaling.runs import run_from_dict, run_to_dict
@@ -42,7 +42,7 @@ def run_study(
 
     say: told in a line what comes next, where it takes time.
     Raises InputError if the config, the store and the directory do not fit, before anything is written, or if too few
-    cells came through for a law; StoppedError if it was asked to stop.
+    cells came through for a law; RunFailedError if none did; StoppedError if it was asked to stop.
     """
     cells, dropped = make_grid(config, store)
     for cell in cells:
@@ -52,18 +52,22 @@ def run_study(
     say(f"{len(grid)} cells, {len(dropped)} dropped, on {store.splits['train'].tokens:,} training tokens")
     failed = execute(workdir, grid, store, config.placement, workers)
     results, curves = collect(workdir, sweep)
+    if not (results["status"] == "done").any():
+        cell, reason = failed[0]
+        raise RunFailedError(f"no cell has a result ({totals(results)}); the first to fail, {cell.id}: {reason}")
     target = (config.prediction or 2.0) * max(cell.budget for cell in grid)
     analysis = _analyse(results, curves, target)
     runs = configured(config, store, decisions.next_runs(analysis))
     prediction = None
-    if config.prediction and runs[0]["run"]:
+    if config.prediction and runs and runs[0]["run"]:
         cell = Cell(run_from_dict(runs[0]["run"]), target, "prediction")
         sweep, prediction = _predict(workdir, sweep, cell, results, analysis)
         tested = [cell for cell in sweep.cells if cell.id == prediction["run"]]
         say(f"predicted, before it is trained: {predicted_line(prediction)}")
         failed += execute(workdir, tested, store, config.placement, workers)
-        results, _ = collect(workdir, sweep)
+        results, curves = collect(workdir, sweep)
         prediction = _measure(workdir, prediction)
+        analysis = _analyse(results, curves, target)  # the same numbers, of the table as it stands with the tested run
     report.write_report(
         analysis,
         workdir / "report",
@@ -76,9 +80,6 @@ def run_study(
 
 
 def _analyse(results: pd.DataFrame, curves: pd.DataFrame, target: float) -> Analysis:
-    done = results[results["status"] == "done"]
-    if done.empty:
-        raise InputError(f"no cell has a result: {totals(results)}", where="results.csv")
     return analyze(table_from_frame(results), curves_from_frame(curves), [target])
 
 

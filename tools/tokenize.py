@@ -1,4 +1,7 @@
-"""Builds a token store from text: tools.tokenize --source=files:'text/**/*.txt' --out=stores/mine."""
+"""Builds a token store from text.
+
+python -m tools.tokenize --source=files:'text/**/*.txt' --out=stores/mine
+"""
 
 import time
 

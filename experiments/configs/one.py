@@ -1,13 +1,15 @@
-"""One run: 45k parameters on the standard library's text at 1e11 FLOPs. About 20 s on one core; loss about 1.85.
+"""One run: 45k parameters on the standard library's text, to 1e11 FLOPs.
 
 python -m experiments.train --config=experiments/configs/one.py --workdir=runs/one
+
+Expected: about 20 s on one core, and a held-out loss of about 1.9 nats per token.
 """
 
 from ml_collections import ConfigDict
 
-from experiments.configs import laptop
+from experiments.configs.laptop import DATA, MODEL
+from scaling.sweeps.config import OneConfig, config_dict
 
 
 def get_config() -> ConfigDict:
-    sweep = laptop.get_config()
-    return ConfigDict({"data": sweep.data, "model": sweep.model, "recipe": sweep.recipe, "size": 45e3, "flops": 1e11})
+    return config_dict(OneConfig(data=DATA, recipe="small", size=45e3, flops=1e11, model=MODEL))

@@ -70,20 +70,21 @@ def optima(law: Law, theta_BxP: np.ndarray, centre: np.ndarray, cost: TokenCost,
     """The best N and D of B parameter vectors at budgets C_G, by a search in log N refined to 1e-7."""
     B, G = len(theta_BxP), len(C_G)
     low, high = cost.low - np.log(REACH), cost.high + np.log(REACH)
-    best_BxG = np.empty((B, G))
+    best_BxG, outside_BxG = np.empty((B, G)), np.empty((B, G), bool)
     for g, C in enumerate(C_G):
         grid_M = np.linspace(low, high, COARSE)
         loss_BxM = law_loss(law, theta_BxP, centre, np.exp(grid_M), cost.tokens(C, grid_M))
         at_B = loss_BxM.argmin(1)
-        outside_B = (at_B == 0) | (at_B == COARSE - 1)
+        outside_BxG[:, g] = (at_B == 0) | (at_B == COARSE - 1)
         centre_B, step = grid_M[at_B], grid_M[1] - grid_M[0]
         for _ in range(ZOOMS):
             x_BxM = centre_B[:, None] + np.linspace(-step, step, FINE)
             loss_BxM = law_loss(law, theta_BxP, centre, np.exp(x_BxM), cost.tokens(C, x_BxM))
             centre_B, step = x_BxM[np.arange(B), loss_BxM.argmin(1)], 2 * step / (FINE - 1)
-        best_BxG[:, g] = np.where(outside_B, np.nan, centre_B)
+        best_BxG[:, g] = centre_B
     D_BxG = cost.tokens(C_G, best_BxG)
-    return Optimum(np.exp(best_BxG), D_BxG, law_loss(law, theta_BxP, centre, np.exp(best_BxG), D_BxG))
+    loss_BxG = law_loss(law, theta_BxP, centre, np.exp(best_BxG), D_BxG)
+    return Optimum(*(np.where(outside_BxG, np.nan, values) for values in (np.exp(best_BxG), D_BxG, loss_BxG)))
 
 
 def local_slope(law: Law, theta_BxP: np.ndarray, centre: np.ndarray, cost: TokenCost, C: float) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Which shape a size has: the 50 models of Hoffmann et al. 2022, and a formula for any size from 1e4 to 1e12."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -44,6 +45,7 @@ def depth(width: float) -> float:
     return 8 * (width / 512) ** (0.77 if width > 512 else 0.41)
 
 
+@functools.lru_cache(maxsize=1024)
 def shape_for(size: float, vocab_size: int, **options: Any) -> ModelShape:
     """The shape nearest to `size` parameters with usual proportions: d_ff = 4 D (8/3 D for SwiGLU), N = `depth`(D).
 

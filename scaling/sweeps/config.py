@@ -1,7 +1,15 @@
-"""What a sweep's config file says, as checked values. The files themselves are in experiments/configs."""
+"""What a config file says, as checked values, and as the ConfigDict whose fields are flags.
+
+The files themselves are in experiments/configs; each returns `config_dict` of a spec, so that every field, given or at
+its default, can be set by a flag.
+"""
 
 import dataclasses
+import typing
 from typing import Any, Literal
+
+from ml_collections import ConfigDict
+from ml_collections import config_dict as collections
 
 from scaling.runs import Placement
 from scaling.specs import from_dict, require, settle
@@ -74,6 +82,7 @@ class SweepConfig:
     grid: GridConfig
     recipe: str
     model: ModelConfig = PLAIN
+    seed: int = 0  # added to those below
     seeds: tuple[int, ...] = (0,)  # of initialisation and data order: replicates
     precision: Literal["fp32", "bf16"] = "fp32"
     eval_points: int = 10
@@ -88,6 +97,10 @@ class SweepConfig:
             f"config.prediction={self.prediction}",
             "a factor over 1 on the largest budget, or 0 for no prediction",
         )
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        return tuple(self.seed + seed for seed in self.seeds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +120,21 @@ class OneConfig:
     def __post_init__(self) -> None:
         settle(self, "config")
         require(self.size > 0 and self.flops > 0, f"config.size={self.size} or flops={self.flops} is not positive")
+
+
+def config_dict(spec: Any) -> ConfigDict:
+    """A spec with all its fields, for `get_config`. A field that may be None takes a value of its type from a flag."""
+    hints = typing.get_type_hints(type(spec))
+    values = {}
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        if dataclasses.is_dataclass(value):
+            value = config_dict(value)
+        elif value is None:
+            kind = next(hint for hint in typing.get_args(hints[field.name]) if hint is not type(None))
+            value = collections.placeholder(kind)
+        values[field.name] = value
+    return ConfigDict(values)
 
 
 def one_config(values: dict[str, Any]) -> OneConfig:

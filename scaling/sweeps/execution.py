@@ -34,7 +34,6 @@ def execute(
             failed.append((cell, failure["reason"]))
             continue
         todo.append(cell)
-        directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / "run.json", run_to_dict(cell.run))
     # Largest budgets first, so that no worker is left with a long one at the end; small models take longer for a FLOP.
     todo.sort(key=lambda cell: (-cell.budget, cell.run.model.d_model))

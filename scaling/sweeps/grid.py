@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from scaling.data.batches import epochs
+from scaling.data.batches import epochs, eval_windows
 from scaling.data.token_store import TokenStore
 from scaling.errors import InputError
 from scaling.models.counts import flops_per_token, parameters
@@ -15,6 +15,7 @@ from scaling.sweeps.config import OneConfig, SweepConfig
 MIN_STEPS = 100
 MIN_SIZES = 4
 MAX_FLOPS_ERROR = 0.005
+MAX_SIZE_ERROR = 0.35  # of ln N: the ladder meets its own sizes within 0.27
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +44,8 @@ def make_grid(config: SweepConfig, store: TokenStore) -> tuple[tuple[Cell, ...],
     """All cells of a sweep, and those that were dropped, with reasons.
 
     The sizes of all budgets are rungs of one ladder, even in log N: budgets share shapes, and so compilations.
-    Raises InputError for a budget with fewer than four sizes, or with sizes on one side of the prior optimum only, and
-    for a cell that repeats its data more often than config.data.max_epochs.
+    Raises InputError for a budget with fewer than four sizes, or with sizes on one side of the prior optimum only,
+    for a cell that repeats its data more often than config.data.max_epochs, and for too little text to evaluate on.
     """
     cells, dropped = [], []
     for budget in sorted(config.grid.budgets):
@@ -58,9 +59,10 @@ def make_grid(config: SweepConfig, store: TokenStore) -> tuple[tuple[Cell, ...],
                 shapes.append(_shape(config, store, size))
         _check_budget(budget, prior_optimum(config, budget), sizes, shapes, dropped)
         for shape in shapes:
-            cells += [Cell(make_run(config, store, shape, budget, seed), budget) for seed in config.seeds]
-    for cell in cells:
-        check_epochs(config, store, cell.run, cell.budget)
+            cells += [Cell(make_run(config, store, shape, budget, seed), budget) for seed in config.all_seeds]
+    eval_windows(store, cells[0].run.data)
+    longest = max(cells, key=lambda cell: cell.run.tokens)  # whose number of epochs, once allowed, allows all others
+    check_epochs(config, store, longest.run, longest.budget)
     return tuple(cells), tuple(dropped)
 
 
@@ -94,7 +96,7 @@ def one_run(config: OneConfig, store: TokenStore) -> Run:
 
 def recommended_run(config: SweepConfig, store: TokenStore, budget: float, size: float) -> Run:
     """The run to train at a budget, given an optimal size. Raises InputError as `make_grid` does for its cells."""
-    return _single_run(config, store, budget, size, config.seeds[0])
+    return _single_run(config, store, budget, size, config.all_seeds[0])
 
 
 def _single_run(config: SweepConfig | OneConfig, store: TokenStore, budget: float, size: float, seed: int) -> Run:
@@ -139,6 +141,10 @@ def _fault(
     if not SMALLEST <= size <= LARGEST:
         return f"outside the sizes that have a shape, {SMALLEST:.0e} to {LARGEST:.0e}"
     shape = _shape(config, store, size)
+    if abs(math.log(parameters(shape).N / size)) > MAX_SIZE_ERROR:
+        return (
+            f"no shape of this size: with a vocabulary of {shape.vocab_size:,} the nearest has {parameters(shape).N:,}"
+        )
     if shape in taken:
         return f"same shape as the size before: {shape.d_model} wide, {shape.n_layers} layers"
     length = config.data.sequence_length

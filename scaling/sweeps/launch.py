@@ -40,12 +40,14 @@ def run_cells(
 
     cells: {"directory", "store", "placement"} each. on_event(index of the cell, event): progress with done and steps,
     done, stopped, or failed with a reason; called from several threads, one at a time. A worker that dies fails its
-    cell, and a new one takes its place. log: where the workers' standard error goes.
+    cell, and a new one takes its place. log: where the workers' standard error goes. What goes wrong in the launcher
+    itself stops all workers, as a signal would, and is raised.
     """
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in range(len(cells)):
         waiting.put(index)
     stop, lock = threading.Event(), threading.Lock()
+    faults: list[Exception] = []
 
     def tell(index: int, event: dict[str, Any]) -> None:
         with lock:
@@ -53,7 +55,7 @@ def run_cells(
 
     def serve(cores: str) -> None:
         worker = None
-        with contextlib.suppress(queue.Empty):
+        try:
             while not stop.is_set():
                 index = waiting.get_nowait()
                 if worker is None or worker.poll() is not None:
@@ -62,6 +64,11 @@ def run_cells(
                 if stop.is_set():
                     break
                 _one_cell(worker, cells[index], lambda event, index=index: tell(index, event))
+        except queue.Empty:
+            pass
+        except Exception as fault:  # a thread's exception would end in nothing; it is raised below
+            faults.append(fault)
+            _ask_to_stop(stop, running)
         if worker is not None:
             _close(worker)
 
@@ -73,6 +80,8 @@ def run_cells(
         for thread in threads:
             while thread.is_alive():  # short waits, in which Python can run the signal handler
                 thread.join(0.2)
+    if faults:
+        raise faults[0]
     return not stop.is_set()
 
 
@@ -83,6 +92,8 @@ def _one_cell(worker: "subprocess.Popen[str]", cell: dict[str, Any], tell: Calla
     except BrokenPipeError:
         pass  # it died between two cells; the loop below sees the end of its output and says so
     for line in worker.stdout:
+        if not line.endswith("\n"):
+            break  # half a line: it died while it wrote
         event = json.loads(line)
         if event["event"] == "failed" and not event["final"]:
             _record(cell, event["reason"])  # of a final one, the training itself has said why
@@ -122,12 +133,7 @@ def _on_signal(stop: threading.Event, running: list["subprocess.Popen[str]"]) ->
     """While open, SIGINT and SIGTERM ask the workers to save and stop, and kill those that do not in time."""
 
     def handle(*_: object) -> None:
-        stop.set()
-        for worker in running:
-            worker.terminate()
-        killer = threading.Timer(GRACE_SECONDS, lambda: [worker.kill() for worker in running])
-        killer.daemon = True
-        killer.start()
+        _ask_to_stop(stop, running)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -135,6 +141,15 @@ def _on_signal(stop: threading.Event, running: list["subprocess.Popen[str]"]) ->
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _ask_to_stop(stop: threading.Event, running: list["subprocess.Popen[str]"]) -> None:
+    stop.set()
+    for worker in running:
+        worker.terminate()
+    killer = threading.Timer(GRACE_SECONDS, lambda: [worker.kill() for worker in running])
+    killer.daemon = True
+    killer.start()
 
 
 def _shares(workers: int) -> list[str]:

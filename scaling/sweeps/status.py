@@ -45,6 +45,6 @@ def time_left(table: pd.DataFrame) -> str:
     if not left:
         return "nothing left to run"
     if not running or not spent:
-        return "nothing is running" if not running else "no estimate of the time left yet"
+        return "no estimate of the time left yet" if running else "nothing is running: experiments.sweep goes on"
     minutes = left / (spent / table["seconds"].sum()) / running / 60
     return f"about {minutes:.0f} min left (estimated from the rate so far)"

@@ -41,15 +41,16 @@ def write_sweep(
     Cells that it has and this grid has not stay: they are results. Raises InputError, before anything is written, if it
     holds another sweep, saying in what they differ.
     """
-    kept: tuple[Cell, ...] = ()
+    known: tuple[Cell, ...] = ()
     if (workdir / "sweep.json").exists():
         held = read_sweep(workdir)
         _check_same(held, config, store, workdir)
-        ids = {cell.id for cell in cells}
-        kept = tuple(cell for cell in held.cells if cell.id not in ids)
+        known = held.cells
     elif workdir.exists() and any(workdir.iterdir()):
         raise InputError("is not empty, and holds no sweep", where=str(workdir), do="give another --workdir")
-    sweep = Sweep(config, store.path, store.content_id, (*kept, *cells), tuple(dropped))
+    ids = {cell.id for cell in known}
+    added = tuple(cell for cell in cells if cell.id not in ids)
+    sweep = Sweep(config, store.path, store.content_id, (*known, *added), tuple(dropped))
     save_sweep(workdir, sweep)
     return sweep
 
@@ -78,8 +79,8 @@ def read_sweep(workdir: pathlib.Path) -> Sweep:
     if not path.exists():
         raise InputError("holds no sweep", where=str(workdir), do="experiments.sweep --workdir= starts one")
     values = read_json(path)
-    if values.get("schema") != SCHEMA:
-        raise InputError(f"schema {values.get('schema')!r}; this version reads {SCHEMA}", where=str(path))
+    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+        raise InputError(f"not a sweep of schema {SCHEMA}, which this version reads", where=str(path))
     runs = {name: run_from_dict(run, f"{path}: runs.{name}") for name, run in values["runs"].items()}
     return Sweep(
         config=sweep_config(values["config"]),
@@ -109,7 +110,7 @@ def _check_same(held: Sweep, config: SweepConfig, store: TokenStore, workdir: pa
         raise InputError(
             f"holds another sweep: {'; '.join(differences)}",
             where=str(workdir),
-            do="give another --workdir; budgets, sizes and seeds may be added to the same one, not taken away",
+            do="give another --workdir; to the same one, budgets, sizes and seeds may be added",
         )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from scaling.data.batches import batch, epochs, eval_windows, unique_tokens
 from scaling.data.token_store import TokenStore
 from scaling.errors import InputError, RunFailedError, StoppedError
-from scaling.files import read_json, write_json
+from scaling.files import make_directory, read_json, write_json
 from scaling.models.counts import counts
 from scaling.parallel.chips import peak_flops
 from scaling.parallel.mesh import batch_sharding, make_mesh
@@ -65,7 +65,7 @@ def train(
     windows_WxM = eval_windows(store, run.data)
     mesh = make_mesh(placement)
     program = make_program(run, placement, mesh)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     write_json(directory / "run.json", run_to_dict(run))
     write_json(directory / "placement.json", to_dict(placement))
     with _locked(directory), jax.set_mesh(mesh), Checkpoints(directory / "checkpoints") as checkpoints:
