@@ -9,12 +9,12 @@ demo: $(VENV)/installed
 	$(RUN) -m experiments.sweep --config=experiments/configs/laptop.py --workdir=runs/demo
 
 test: $(VENV)/installed-test lint
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: test test-slow
 
 test-slow: $(VENV)/installed-test
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m slow -rP
 
 lint: $(VENV)/installed-test
 	$(RUN) -m ruff check .

@@ -34,8 +34,6 @@ def main(argv: list[str]) -> None:
     del argv
     run, placement, store = _what()
     workdir = pathlib.Path(WORKDIR.value)
-    if (workdir / "run.json").exists() and run_from_dict(read_json(workdir / "run.json")) != run:
-        raise InputError("holds another run", where=str(workdir), do="give another --workdir")
     from scaling.training.loop import train  # here: jax takes a second, which --help need not wait for
 
     stop = threading.Event()

@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -69,22 +70,35 @@ def _parse(argv: list[str]) -> list[str]:
     # ml_collections reads the config file and sets its fields while flags are parsed, and lets their errors through:
     # whatever a user's config file raises is the user's to mend, so it is shown by type and text, in one line.
     except Exception as error:
-        message = _config_fault(error)
+        message = _field_fault(error)
     raise SystemExit(_refuse(message))
 
 
+def _field_fault(error: Exception) -> str:
+    """What is wrong with --config.FIELD=, of which ml_collections tells the field, and at times a better one."""
+    in_file = any(frame.name == "get_config" for frame in traceback.extract_tb(error.__traceback__))
+    if (
+        isinstance(error, (AttributeError, KeyError))
+        and not in_file
+        and (found := re.match(r"\W*(\w+)\W*(?:Did you mean \"(\w+)\"|$)", str(error).replace("\\n", " ")))
+    ):
+        guess = f" (did you mean {found[2]}?)" if found[2] else ""
+        return f"{_config_flag()}: unknown field {found[1]!r}{guess}"
+    return _config_fault(error)
+
+
 def _config_fault(error: Exception) -> str:
-    """What is wrong with a config file or a flag of its fields, in one line."""
+    """What is wrong with a config file: its own refusal, or the error that running it raised."""
     if isinstance(error, InputError):
         return str(error)
     cause = error.__cause__ or error
     if isinstance(cause, OSError) and "No such file" in str(cause):
-        return f"--config: no such file: {str(cause).rsplit(': ', 1)[-1]}"
-    if isinstance(error, (AttributeError, KeyError)) and re.fullmatch(r"\W*(\w+)\W*", str(error)):
-        return "--config: unknown field " + str(error).strip("\"'")
-    if found := re.search(r"'(\w+)\W.*Did you mean \"(\w+)\"", str(error), flags=re.DOTALL):  # ml_collections' words
-        return f"--config: unknown field {found[1]!r} (did you mean {found[2]}?)"
-    return f"--config: {type(cause).__name__}: {cause}"
+        return f"{_config_flag()}: no such file"
+    return f"{_config_flag()}: {type(cause).__name__}: {cause}"
+
+
+def _config_flag() -> str:
+    return next((argument for argument in sys.argv if argument.startswith("--config=")), "--config")
 
 
 def _refuse(message: str) -> int:

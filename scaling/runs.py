@@ -55,6 +55,11 @@ class ModelShape:
             f"model.n_positions={self.n_positions} with positions={self.positions!r}",
             "learned positions need n_positions; rotary ones have none",
         )
+        # What says the same has one form, and so one identity.
+        if self.d_head is not None and self.d_head * self.n_heads == self.d_model:
+            object.__setattr__(self, "d_head", None)
+        if self.n_kv_heads == self.n_heads:
+            object.__setattr__(self, "n_kv_heads", None)
 
     @property
     def head_size(self) -> int:
@@ -209,6 +214,7 @@ def run_to_dict(run: Run) -> dict[str, Any]:
 
 def run_from_dict(values: dict[str, Any], where: str = "") -> Run:
     """Reads the content of run.json. Raises InputError on another schema, and as `from_dict` does."""
+    require(isinstance(values, dict), f"expected the mapping of a run, got {type(values).__name__}", where=where)
     values = dict(values)
     schema = values.pop("schema", SCHEMA)
     require(schema == SCHEMA, f"schema {schema!r} of a run; this version reads {SCHEMA}", where=where)
@@ -222,5 +228,6 @@ def run_id(run: Run) -> str:
 
 
 def _short(number: float) -> str:
+    number = float(f"{number:.3g}")  # rounded first: 999,936 is 1M, and not 1000k
     power = min(int(math.log10(number)) // 3, 4)
     return f"{number / 1000**power:.3g}{['', 'k', 'M', 'G', 'T'][power]}"

@@ -44,7 +44,7 @@ def _settled(value: Any, hint: Any, name: str) -> Any:
         if hint is int:
             return operator.index(value)
         if hint is float and not isinstance(value, str):
-            number = float(value)
+            number = float(value) + 0.0  # -0.0, which equals 0.0 and is written otherwise, becomes it
             require(math.isfinite(number), f"{name}={number} is not finite")
             return number
     except TypeError:

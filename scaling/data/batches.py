@@ -42,6 +42,13 @@ def eval_windows(store: TokenStore, spec: DataSpec) -> np.ndarray:
 
     Raises InputError if the store is not the one the spec names, or has fewer windows than `spec.eval_windows`.
     """
+    check_eval_windows(store, spec)
+    n, W = num_windows(store, "validation", spec.sequence_length), spec.eval_windows
+    return _gather(store, "validation", spec.sequence_length, (2 * np.arange(W) + 1) * n // (2 * W))
+
+
+def check_eval_windows(store: TokenStore, spec: DataSpec) -> None:
+    """Raises InputError as `eval_windows`, without reading any text."""
     _check(store, spec)
     n, W = num_windows(store, "validation", spec.sequence_length), spec.eval_windows
     if n < W:
@@ -50,7 +57,6 @@ def eval_windows(store: TokenStore, spec: DataSpec) -> np.ndarray:
             str(store.path),
             "lower eval_windows, or build the store with a larger validation_fraction",
         )
-    return _gather(store, "validation", spec.sequence_length, (2 * np.arange(W) + 1) * n // (2 * W))
 
 
 def epochs(store: TokenStore, spec: DataSpec, tokens: int) -> float:

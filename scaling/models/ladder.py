@@ -11,6 +11,7 @@ from scaling.models.counts import parameters
 from scaling.runs import ModelShape
 
 SMALLEST, LARGEST = 1e4, 1e12
+WORST_MISS = 0.3  # of ln N
 
 # Hoffmann et al. 2022, Table A9: millions of parameters, d_model, ffw_size, kv_size, n_heads, n_layers.
 _TABLE_A9 = """
@@ -35,7 +36,13 @@ CHINCHILLA = {f"{row[0]}M": row[1:] for row in zip(*[iter(_NUMBERS)] * 6, strict
 def chinchilla_shape(name: str, vocab_size: int = 32_000, **options: Any) -> ModelShape:
     """The shape of a published size, by its label ("74M"). `options` are further fields of ModelShape."""
     if name not in CHINCHILLA:
-        raise InputError(f"unknown size {name!r}", where="Hoffmann et al. 2022, Table A9", do=nearest(name, CHINCHILLA))
+        digits = name.rstrip("Mm")
+        if digits.isdigit() and int(digits) > 0:  # a size is near by its number, not by its spelling
+            closest = min(CHINCHILLA, key=lambda known: abs(math.log(int(known[:-1]) / int(digits))))
+            do = f"did you mean {closest}?"
+        else:
+            do = nearest(name, CHINCHILLA)
+        raise InputError(f"unknown size {name!r}", where="Hoffmann et al. 2022, Table A9", do=do)
     d_model, d_ff, d_head, n_heads, n_layers = CHINCHILLA[name]
     return ModelShape(d_model, n_layers, n_heads, d_ff, vocab_size, d_head=d_head, **options)
 
@@ -52,7 +59,8 @@ def shape_for(size: float, vocab_size: int, **options: Any) -> ModelShape:
     Widths are about 10 % apart, by powers of two for whole tiles. A depth may be 15 % off where that comes closer, but
     no more: where layers are few, one more changes the loss by as much as the isoFLOP curve is deep. So the smallest
     sizes are met within a factor of 1.31; above 1e7 parameters all are met within 9 %.
-    `options` are further fields of ModelShape. Raises InputError outside 1e4 to 1e12.
+    `options` are further fields of ModelShape. Raises InputError outside 1e4 to 1e12, and for a size that the
+    vocabulary alone exceeds.
     """
     if not SMALLEST <= size <= LARGEST:
         raise InputError(f"no shape for {size:.3g} parameters", do=f"sizes are {SMALLEST:.0e} to {LARGEST:.0e}")
@@ -68,6 +76,11 @@ def shape_for(size: float, vocab_size: int, **options: Any) -> ModelShape:
                 best, best_cost = shape, cost
         if parameters(shape).N > 2 * size:
             break
+    if abs(math.log(parameters(best).N / size)) > WORST_MISS:
+        raise InputError(
+            f"no shape of {size:.3g} parameters with vocab_size={vocab_size}: the nearest has {parameters(best).N:,}",
+            do="a larger size, a smaller vocabulary, or tied embeddings",
+        )
     return best
 
 

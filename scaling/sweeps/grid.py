@@ -3,11 +3,11 @@
 import dataclasses
 import math
 
-from scaling.data.batches import epochs, eval_windows
+from scaling.data.batches import check_eval_windows, epochs
 from scaling.data.token_store import TokenStore
 from scaling.errors import InputError
 from scaling.models.counts import flops_per_token, parameters
-from scaling.models.ladder import LARGEST, SMALLEST, shape_for
+from scaling.models.ladder import shape_for
 from scaling.recipes import get_recipe
 from scaling.runs import DataSpec, ModelShape, Run, run_id
 from scaling.sweeps.config import OneConfig, SweepConfig
@@ -15,7 +15,6 @@ from scaling.sweeps.config import OneConfig, SweepConfig
 MIN_STEPS = 100
 MIN_SIZES = 4
 MAX_FLOPS_ERROR = 0.005
-MAX_SIZE_ERROR = 0.35  # of ln N: the ladder meets its own sizes within 0.27
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +59,7 @@ def make_grid(config: SweepConfig, store: TokenStore) -> tuple[tuple[Cell, ...],
         _check_budget(budget, prior_optimum(config, budget), sizes, shapes, dropped)
         for shape in shapes:
             cells += [Cell(make_run(config, store, shape, budget, seed), budget) for seed in config.all_seeds]
-    eval_windows(store, cells[0].run.data)
+    check_eval_windows(store, cells[0].run.data)
     longest = max(cells, key=lambda cell: cell.run.tokens)  # whose number of epochs, once allowed, allows all others
     check_epochs(config, store, longest.run, longest.budget)
     return tuple(cells), tuple(dropped)
@@ -138,13 +137,10 @@ def _fault(
     config: SweepConfig | OneConfig, store: TokenStore, budget: float, size: float, taken: list[ModelShape]
 ) -> str | None:
     """Why there is no cell of this size, or None."""
-    if not SMALLEST <= size <= LARGEST:
-        return f"outside the sizes that have a shape, {SMALLEST:.0e} to {LARGEST:.0e}"
-    shape = _shape(config, store, size)
-    if abs(math.log(parameters(shape).N / size)) > MAX_SIZE_ERROR:
-        return (
-            f"no shape of this size: with a vocabulary of {shape.vocab_size:,} the nearest has {parameters(shape).N:,}"
-        )
+    try:
+        shape = _shape(config, store, size)
+    except InputError as error:
+        return str(error)
     if shape in taken:
         return f"same shape as the size before: {shape.d_model} wide, {shape.n_layers} layers"
     length = config.data.sequence_length

@@ -73,7 +73,7 @@ def run_cells(
             _close(worker)
 
     running: list[subprocess.Popen[str]] = []
-    threads = [threading.Thread(target=serve, args=(share,)) for share in _shares(min(workers, len(cells)))]
+    threads = [threading.Thread(target=serve, args=(share,)) for share in _shares(workers)[: len(cells)]]
     with _on_signal(stop, running):
         for thread in threads:
             thread.start()

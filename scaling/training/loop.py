@@ -21,7 +21,7 @@ from scaling.files import make_directory, read_json, write_json
 from scaling.models.counts import counts
 from scaling.parallel.chips import peak_flops
 from scaling.parallel.mesh import batch_sharding, make_mesh
-from scaling.runs import Placement, Run, run_id, run_to_dict
+from scaling.runs import Placement, Run, run_from_dict, run_id, run_to_dict
 from scaling.specs import to_dict
 from scaling.training import records
 from scaling.training.checkpoints import Checkpoints
@@ -66,9 +66,11 @@ def train(
     mesh = make_mesh(placement)
     program = make_program(run, placement, mesh)
     make_directory(directory)
-    write_json(directory / "run.json", run_to_dict(run))
-    write_json(directory / "placement.json", to_dict(placement))
     with _locked(directory), jax.set_mesh(mesh), Checkpoints(directory / "checkpoints") as checkpoints:
+        if (directory / "run.json").exists() and run_from_dict(read_json(directory / "run.json")) != run:
+            raise InputError("holds another run", where=str(directory), do="give another --workdir")
+        write_json(directory / "run.json", run_to_dict(run))
+        write_json(directory / "placement.json", to_dict(placement))
         trainer = _Trainer(run, placement, store, directory, program, checkpoints, windows_WxM)
         loss, loss_stderr = trainer.train(report, stopping)
     result = _result(run, placement, store, loss, loss_stderr, dict(trainer.clock.seconds))
@@ -143,6 +145,7 @@ class _Trainer:
             if stop and done < run.steps:
                 raise StoppedError(f"{run_id(run)} at step {done} of {run.steps}; its state is saved")
         if final is None:  # the checkpoint was of the last step: the run was stopped before its result was written
+            records.cut_back(self.directory / "metrics.jsonl", run.steps, evaluations_from=run.steps)
             final = self.evaluate(window_losses, state, run.steps)
         return final
 
@@ -184,16 +187,20 @@ class _Trainer:
             return
         done, metrics = pending
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.refuse_infinite(done, values)
+        if done % self.log_every == 0 or done == self.run.steps:
+            self.log({"step": done, "lr": float(self.rates[done - 1]), **values})
+
+    def refuse_infinite(self, done: int, values: dict[str, float]) -> None:
         if not all(map(math.isfinite, values.values())):
             reason = f"step {done} of {self.run.steps}: " + ", ".join(f"{k} {v}" for k, v in values.items())
             write_json(self.directory / "failure.json", {"reason": reason, "step": done, "final": True})
             raise RunFailedError(f"{run_id(self.run)}: {reason}")
-        if done % self.log_every == 0 or done == self.run.steps:
-            self.log({"step": done, "lr": float(self.rates[done - 1]), **values})
 
     def evaluate(self, window_losses: Callable[..., jax.Array], state: State, done: int) -> tuple[float, float]:
         with self.clock.measure("evaluate"):
             loss, stderr = evaluate(window_losses, state.params, self.windows_WxM, self.eval_rows, self.rows)
+        self.refuse_infinite(done, {"held-out loss": loss, "its standard error": stderr})
         self.log({"step": done, "eval": {"validation": {"loss": loss, "stderr": stderr}}})
         return loss, stderr
 

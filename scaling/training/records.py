@@ -1,6 +1,7 @@
 """The files a run writes while it trains: metrics.jsonl, which is compared, and timing.jsonl, which is not."""
 
 import json
+import math
 import pathlib
 import time
 from collections import defaultdict
@@ -13,14 +14,16 @@ from scaling.errors import InputError
 LOCK = "lock"  # a file in a run's directory that is locked while a process trains the run
 
 
-def cut_back(path: pathlib.Path, steps: int) -> None:
-    """Drops the lines of a .jsonl file that are past `steps`, or broken by a kill: those steps will be done again."""
+def cut_back(path: pathlib.Path, steps: int, evaluations_from: float = math.inf) -> None:
+    """Drops the lines of a .jsonl file that will be written again: past `steps`, evaluations from a step on, and a line
+    that a kill broke."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            past = json.loads(line)["step"] > steps
+            record = json.loads(line)
+            past = record["step"] > steps or ("eval" in record and record["step"] >= evaluations_from)
         except ValueError:
             break  # only the last line can be half-written
         if not past:

@@ -102,12 +102,15 @@ def _program(
 
         @functools.wraps(f)
         def wrapped(*args: Any) -> Any:
+            if mesh.size > 1 and jax.sharding.get_abstract_mesh().empty:
+                # Flax would then drop every constraint without a word, and each device hold far more than its share.
+                raise RuntimeError("trace the program under jax.set_mesh(program.mesh)")
             with nn.logical_axis_rules(RULES), jax.default_matmul_precision("float32" if precision == "fp32" else None):
                 return f(*args)
 
         return wrapped
 
-    boxed_params = jax.eval_shape(traced(lambda key: init_params(model, key)), jax.random.key(0))
+    boxed_params = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
     optimizer = make_optimizer(optimizer_spec, decay_mask(boxed_params))
 
     def boxed_state(key: jax.Array) -> State:
@@ -152,7 +155,7 @@ def _program(
     def window_losses(params: Any, tokens_WxM: jax.Array) -> jax.Array:
         return jnp.mean(token_losses(model, params, tokens_WxM, placement.loss_chunk)[0], axis=-1)
 
-    boxed = jax.eval_shape(traced(boxed_state), jax.random.key(0))
+    boxed = jax.eval_shape(boxed_state, jax.random.key(0))
     sharding = shardings(boxed, mesh)
     abstract_state = jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), nn.unbox(boxed), sharding

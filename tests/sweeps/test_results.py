@@ -159,6 +159,6 @@ def test_the_time_left_follows_from_the_rate_so_far():
     # 12e11 FLOPs took 1,200 s; 18e11 are left for two at a time
     assert time_left(table).startswith("about 15 min left (estimated")
     assert time_left(table[:1]) == "nothing left to run"
-    assert time_left(table.drop(index=[1, 2])) == "nothing is running"
+    assert time_left(table.drop(index=[1, 2])) == "nothing is running: experiments.sweep goes on"
     beginning = table[1:2].assign(progress=0.0, seconds=0.0)
     assert time_left(beginning) == "no estimate of the time left yet"

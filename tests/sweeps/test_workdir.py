@@ -146,7 +146,7 @@ def test_an_empty_directory_is_taken(start, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "not JSON"), ('{"schema": 9}', r"schema 9; this version reads 1"), ("[]", "sweep.json")],
+    [("{", "not JSON"), ('{"schema": 9}', r"not a sweep of schema 1"), ("[]", "sweep.json")],
 )
 def test_a_sweep_json_of_another_kind_is_refused(tmp_path, content, message):
     (tmp_path / "sweep.json").write_text(content)
