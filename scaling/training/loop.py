@@ -57,7 +57,9 @@ def train(
     StoppedError raised. Raises InputError for a placement or store that does not fit, and RunFailedError when a loss is
     not finite; the reason is then in failure.json, and the checkpoints are from before.
     """
-    result_path = directory / "result.json"
+    run_path, result_path = directory / "run.json", directory / "result.json"
+    if run_path.exists() and run_from_dict(read_json(run_path), str(run_path)) != run:
+        raise InputError("holds another run", where=str(directory), do="give another --workdir")
     if result_path.exists():
         return read_json(result_path)
     if store.vocab_size > run.model.vocab_size:
@@ -66,16 +68,15 @@ def train(
     mesh = make_mesh(placement)
     program = make_program(run, placement, mesh)
     make_directory(directory)
-    with _locked(directory), jax.set_mesh(mesh), Checkpoints(directory / "checkpoints") as checkpoints:
-        if (directory / "run.json").exists() and run_from_dict(read_json(directory / "run.json")) != run:
-            raise InputError("holds another run", where=str(directory), do="give another --workdir")
-        write_json(directory / "run.json", run_to_dict(run))
+    with _locked(directory):
+        write_json(run_path, run_to_dict(run))
         write_json(directory / "placement.json", to_dict(placement))
-        trainer = _Trainer(run, placement, store, directory, program, checkpoints, windows_WxM)
-        loss, loss_stderr = trainer.train(report, stopping)
-    result = _result(run, placement, store, loss, loss_stderr, dict(trainer.clock.seconds))
-    write_json(result_path, result)
-    (directory / "failure.json").unlink(missing_ok=True)
+        with jax.set_mesh(mesh), Checkpoints(directory / "checkpoints") as checkpoints:
+            trainer = _Trainer(run, placement, store, directory, program, checkpoints, windows_WxM)
+            loss, loss_stderr = trainer.train(report, stopping)
+        result = _result(run, placement, store, loss, loss_stderr, dict(trainer.clock.seconds))
+        write_json(result_path, result)
+        (directory / "failure.json").unlink(missing_ok=True)
     return result
 
 
