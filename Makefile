@@ -23,12 +23,12 @@ lint: $(VENV)/installed-test
 $(VENV)/installed: setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scaling needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --config-settings editable_mode=compat --editable .
+	$(RUN) -m pip install -qq --upgrade pip
+	$(RUN) -m pip install -qq --editable .
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(RUN) -m pip install --quiet --config-settings editable_mode=compat --editable '.[test]'
+	$(RUN) -m pip install -qq --editable '.[test]'
 	touch $@
 
 clean:
