@@ -1,6 +1,5 @@
 """A run is the same on any mesh, and its arrays are really laid out over it. On eight fake devices."""
 
-import contextlib
 import re
 
 import jax
@@ -9,6 +8,7 @@ import pytest
 from jax.sharding import AxisType
 
 from scaling.errors import InputError
+from scaling.models import transformer
 from scaling.models.transformer import abstract_params
 from scaling.parallel.chips import peak_flops
 from scaling.parallel.mesh import AXES, RULES, batch_sharding, make_mesh, shardings
@@ -138,28 +138,37 @@ def test_every_kind_of_activation_is_constrained():
     }
 
 
-def activations(mesh, is_set):
+def activations(mesh):
     """The shapes of all activations on one device in the compiled step: those with a dimension of L."""
     step, arguments = fresh_program(mesh)
-    with jax.set_mesh(mesh) if is_set else contextlib.nullcontext():
+    with jax.set_mesh(mesh):
         text = step.lower(*arguments).compile().as_text()
     shapes = {tuple(map(int, found.split(","))) for found in re.findall(r"= f32\[([\d,]+)\]", text)}
     return {shape for shape in shapes if L in shape}
 
 
-def test_activations_are_sharded_by_the_constraints():
+def test_activations_are_sharded_by_the_constraints(monkeypatch):
     """Under 2 x 2 x 2, a device holds 2 of 8 sequences, 2 of 4 heads, 32 of 64 features, 24 of 48 logits - everywhere.
 
-    The check is shown to fail without the mesh, where flax drops every constraint in silence: the partitioner then
-    follows the weights and lays the residual stream over fsdp in its width, with twice the sequences on a device.
+    The check is shown to fail where the constraints do nothing, as flax has it where no mesh is set: the partitioner
+    then follows the weights and lays the residual stream over fsdp in its width, with twice the sequences on a device.
     """
     mesh = make_mesh(Placement(data=2, fsdp=2, tensor=2))
     residual, hidden, scores, logits = (2, L, 32), (2, 2, L, 32), (2, 2, 1, L, L), (2, L, 24)
     wrong = {(b, L, d) for b in (2, 4, 8) for d in (16, 32, 64, 48, 24)} - {residual, logits}
-    laid_out = activations(mesh, is_set=True)
+    laid_out = activations(mesh)
     assert {residual, hidden, scores, logits} <= laid_out
     assert not wrong & laid_out
-    assert wrong & activations(mesh, is_set=False)
+    monkeypatch.setattr(transformer.nn, "with_logical_constraint", lambda x, axes: x)
+    assert wrong & activations(mesh)
+    make_program.__globals__["_program"].cache_clear()  # no other test is to meet this program
+
+
+def test_a_program_is_not_traced_without_its_mesh():
+    """Flax would drop every constraint in silence."""
+    step, arguments = fresh_program(make_mesh(Placement(data=2, fsdp=2, tensor=2)))
+    with pytest.raises(RuntimeError, match="set_mesh"):
+        step.lower(*arguments)
 
 
 def test_axes_are_of_the_auto_type_and_hold_the_first_devices():
