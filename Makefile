@@ -22,6 +22,7 @@ lint: $(VENV)/installed-test
 
 $(VENV)/installed: setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scaling needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@echo "Installing into $(VENV): a minute or two"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -qq --upgrade pip
 	$(RUN) -m pip install -qq --editable .
