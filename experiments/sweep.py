@@ -11,10 +11,9 @@ from ml_collections import config_flags
 
 from scaling import command
 from scaling.analysis.report import inside, summary
-from scaling.data.token_store import prepare_store
 from scaling.errors import InputError
 from scaling.study import predicted_line, run_study
-from scaling.sweeps.config import sweep_config
+from scaling.sweeps.config import prepare_data, sweep_config
 from scaling.sweeps.launch import default_workers
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file of the sweep; its fields are --config.FIELD=.")
@@ -32,7 +31,7 @@ def main(argv: list[str]) -> int:
     workdir = pathlib.Path(WORKDIR.value)
     if workdir.exists() and not workdir.is_dir():
         raise InputError("is not a directory", where=str(workdir))
-    store = prepare_store(config.data.source, config.data.tokenizer, config.data.validation_fraction, STORES.value)
+    store = prepare_data(config.data, STORES.value)
     study = run_study(config, store, workdir, WORKERS.value or default_workers())
     print(summary(study.analysis))
     if study.prediction:

@@ -18,7 +18,7 @@ from scaling.errors import InputError
 from scaling.files import read_json
 from scaling.progress import progress_bar
 from scaling.runs import Placement, Run, run_from_dict, run_id
-from scaling.sweeps.config import one_config
+from scaling.sweeps.config import one_config, prepare_data
 from scaling.sweeps.grid import one_run
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file of one run; its fields are --config.FIELD=.")
@@ -56,7 +56,7 @@ def _what() -> tuple[Run, Placement, TokenStore]:
         store = prepare_store(SOURCE.value, TOKENIZER.value, VALIDATION_FRACTION.value, STORES.value)
         return run, Placement(), store
     config = one_config(command.config_values(CONFIG))
-    store = prepare_store(config.data.source, config.data.tokenizer, config.data.validation_fraction, STORES.value)
+    store = prepare_data(config.data, STORES.value)
     return one_run(config, store), config.placement, store
 
 

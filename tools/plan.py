@@ -12,9 +12,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from scaling import command
-from scaling.data.token_store import prepare_store
 from scaling.files import write_json
-from scaling.sweeps.config import sweep_config
+from scaling.sweeps.config import prepare_data, sweep_config
 from scaling.sweeps.grid import make_grid
 from scaling.sweeps.plan import plan_rows
 
@@ -41,7 +40,7 @@ COLUMNS = {
 def main(argv: list[str]) -> None:
     del argv
     config = sweep_config(command.config_values(CONFIG))
-    store = prepare_store(config.data.source, config.data.tokenizer, config.data.validation_fraction, STORES.value)
+    store = prepare_data(config.data, STORES.value)
     cells, dropped = make_grid(config, store)
     rows = plan_rows(cells, store)
     table = pd.DataFrame([{name: form.format(row[name]) for name, form in COLUMNS.items()} for row in rows])

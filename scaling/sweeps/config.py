@@ -11,6 +11,8 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 from ml_collections import config_dict as collections
 
+from scaling.data.token_store import TokenStore, prepare_store
+from scaling.files import Path
 from scaling.runs import Placement
 from scaling.specs import from_dict, require, settle
 
@@ -120,6 +122,11 @@ class OneConfig:
     def __post_init__(self) -> None:
         settle(self, "config")
         require(self.size > 0 and self.flops > 0, f"config.size={self.size} or flops={self.flops} is not positive")
+
+
+def prepare_data(data: DataConfig, stores_dir: Path) -> TokenStore:
+    """The token store of a config's data, built if it is not there yet. Raises as `prepare_store`."""
+    return prepare_store(data.source, data.tokenizer, data.validation_fraction, stores_dir)
 
 
 def config_dict(spec: Any) -> ConfigDict:

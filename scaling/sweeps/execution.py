@@ -7,7 +7,6 @@ from typing import Any
 from scaling.data.token_store import TokenStore
 from scaling.errors import StoppedError
 from scaling.files import read_json, write_json
-from scaling.models.counts import flops_per_token
 from scaling.progress import progress_bar
 from scaling.runs import Placement, run_to_dict
 from scaling.specs import to_dict
@@ -27,9 +26,9 @@ def execute(
     failed, todo = [], []
     for cell in cells:
         directory = run_directory(workdir, cell.id)
-        failure = read_json(directory / "failure.json") if (directory / "failure.json").exists() else None
         if (directory / "result.json").exists():
             continue
+        failure = read_json(directory / "failure.json") if (directory / "failure.json").exists() else None
         if failure is not None and failure["final"]:
             failed.append((cell, failure["reason"]))
             continue
@@ -45,7 +44,7 @@ def _train(
     workdir: pathlib.Path, todo: list[Cell], before: int, store: TokenStore, placement: Placement, workers: int
 ) -> list[tuple[Cell, str]]:
     failed: list[tuple[Cell, str]] = []
-    flops = [flops_per_token(cell.run.model, cell.run.data.sequence_length) * cell.run.tokens for cell in todo]
+    flops = [cell.flops for cell in todo]
     done_flops = [0.0] * len(todo)
     finished = before
     with progress_bar(sum(flops), "FLOP", _line(finished, before, todo, failed)) as bar:

@@ -29,6 +29,11 @@ class Cell:
     def id(self) -> str:
         return run_id(self.run)
 
+    @property
+    def flops(self) -> float:
+        """C of the run, which meets the budget to whole steps."""
+        return flops_per_token(self.run.model, self.run.data.sequence_length) * self.run.tokens
+
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:

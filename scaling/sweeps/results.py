@@ -3,7 +3,6 @@
 import fcntl
 import io
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,6 +14,14 @@ from scaling.sweeps.workdir import Sweep, run_directory
 from scaling.training.records import LOCK, read_lines
 
 CURVE_COLUMNS = ["run", "step", "N", "D", "C", "loss", "split"]
+TIMINGS = (
+    "compile_seconds",
+    "train_seconds",
+    "evaluate_seconds",
+    "save_seconds",
+    "flops_per_second",
+    "mfu",
+)
 
 
 def collect(workdir: pathlib.Path, sweep: Sweep) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -88,16 +95,6 @@ def _row(workdir: pathlib.Path, cell: Cell) -> dict[str, Any]:
         "peak_lr": run.optimizer.peak_lr,
         **{name: result.get("timing", {}).get(name) for name in TIMINGS},
     }
-
-
-TIMINGS: Sequence[str] = (
-    "compile_seconds",
-    "train_seconds",
-    "evaluate_seconds",
-    "save_seconds",
-    "flops_per_second",
-    "mfu",
-)
 
 
 def _is_locked(path: pathlib.Path) -> bool:

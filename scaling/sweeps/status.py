@@ -4,7 +4,7 @@ import pathlib
 
 import pandas as pd
 
-from scaling.models.counts import flops_per_token, parameters
+from scaling.models.counts import parameters
 from scaling.sweeps.results import cell_status
 from scaling.sweeps.workdir import Sweep, run_directory
 from scaling.training.records import read_lines
@@ -25,7 +25,7 @@ def status_rows(workdir: pathlib.Path, sweep: Sweep) -> pd.DataFrame:
                 "role": cell.role,
                 "budget": cell.budget,
                 "N": parameters(run.model).N,
-                "C": flops_per_token(run.model, run.data.sequence_length) * run.tokens,
+                "C": cell.flops,
                 "status": status,
                 "progress": max((line["step"] for line in metrics), default=0) / run.steps,
                 "loss": losses[-1] if losses else float("nan"),

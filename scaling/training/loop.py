@@ -190,7 +190,7 @@ class _Trainer:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self.refuse_infinite(done, values)
         if done % self.log_every == 0 or done == self.run.steps:
-            self.log({"step": done, "lr": float(self.rates[done - 1]), **values})
+            self.log(done, {"lr": float(self.rates[done - 1]), **values})
 
     def refuse_infinite(self, done: int, values: dict[str, float]) -> None:
         if not all(map(math.isfinite, values.values())):
@@ -202,20 +202,20 @@ class _Trainer:
         with self.clock.measure("evaluate"):
             loss, stderr = evaluate(window_losses, state.params, self.windows_WxM, self.eval_rows, self.rows)
         self.refuse_infinite(done, {"held-out loss": loss, "its standard error": stderr})
-        self.log({"step": done, "eval": {"validation": {"loss": loss, "stderr": stderr}}})
+        self.log(done, {"eval": {"validation": {"loss": loss, "stderr": stderr}}})
         return loss, stderr
 
     def save(self, done: int, state: State) -> None:
         with self.clock.measure("save"):
             self.checkpoints.save(done, state, {"seconds": dict(self.clock.seconds)})
 
-    def log(self, record: dict[str, Any]) -> None:
-        tokens = record["step"] * self.run.batch_tokens
-        records.append(self.directory / "metrics.jsonl", {"step": record.pop("step"), "tokens": tokens, **record})
+    def log(self, done: int, record: dict[str, Any]) -> None:
+        tokens = done * self.run.batch_tokens
+        records.append(self.directory / "metrics.jsonl", {"step": done, "tokens": tokens, **record})
         seconds = self.clock.seconds
         rate = tokens / seconds["train"] if seconds["train"] else None
         memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-        timing = {"step": tokens // self.run.batch_tokens, "seconds": dict(seconds)}
+        timing = {"step": done, "seconds": dict(seconds)}
         records.append(
             self.directory / "timing.jsonl", {**timing, "tokens_per_second": rate, "peak_memory_bytes": memory}
         )
