@@ -13,6 +13,7 @@ from typing import Any, Literal
 from scaling.specs import from_dict, require, settle, to_dict
 
 SCHEMA = 1
+MAIN_SPLIT = "validation"  # the evaluation set of data.store, whose loss is the run's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +34,14 @@ class ModelShape:
     tied_embeddings: bool = False
     qk_norm: bool = False
     output_init: Literal["depth_scaled", "zero"] = "depth_scaled"  # of the two projections that write to the residual
+    biases: bool = False  # of all projections of the blocks (GPT-2)
+    rotary_base: float = 10_000.0
+    norm_epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
         settle(self, "model")
+        for name in ("rotary_base", "norm_epsilon"):
+            require(getattr(self, name) > 0, f"model.{name}={getattr(self, name)} is not positive")
         for name in ("d_model", "n_layers", "n_heads", "d_ff", "vocab_size", "head_size", "kv_heads"):
             require(getattr(self, name) >= 1, f"model.{name}={getattr(self, name)} is not positive")
         if self.d_head is None:
@@ -71,19 +77,66 @@ class ModelShape:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataSpec:
-    """Which tokens: a token store by its content id, cut into windows; their order; which windows evaluate."""
+class Component:
+    """A part of a mixture: a token store by its content id, and its share of the training windows."""
 
-    store: str  # content id
+    store: str
+    weight: float
+
+    def __post_init__(self) -> None:
+        settle(self, "data.mixture")
+        require(self.weight >= 0, f"data.mixture: weight={self.weight} is negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSet:
+    """A further text to evaluate on: the validation split of a token store, under a name of the user's."""
+
+    name: str
+    store: str
+
+    def __post_init__(self) -> None:
+        settle(self, "data.validation")
+        require(
+            self.name.isidentifier() and self.name != MAIN_SPLIT,
+            f"data.validation: {self.name!r} cannot name an evaluation set",
+            f"letters, digits and _, and not {MAIN_SPLIT!r}, which is that of data.store",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+    """Which tokens: token stores by their content ids, cut into windows; their order; which windows evaluate."""
+
+    store: str  # whose validation split gives the loss; trained on, unless there is a mixture
     sequence_length: int
-    eval_windows: int  # windows of the validation split, spread evenly over it
+    eval_windows: int  # windows of each validation split, spread evenly over it
     seed: int = 0  # of the order of the training windows
+    mixture: tuple[Component, ...] = ()  # trained on instead, by weight
+    validation: tuple[EvalSet, ...] = ()  # evaluated on besides
 
     def __post_init__(self) -> None:
         settle(self, "data")
+        object.__setattr__(self, "mixture", _normal_mixture(self.store, self.mixture))
+        names = [held_out.name for held_out in self.validation]
+        require(len(set(names)) == len(names), f"data.validation has a name twice: {', '.join(names)}")
         require(self.sequence_length >= 2, f"data.sequence_length={self.sequence_length} is below 2")
         require(self.eval_windows >= 2, f"data.eval_windows={self.eval_windows} is below 2: no standard error")
         require(self.seed >= 0, f"data.seed={self.seed} is negative")
+
+
+def _normal_mixture(store: str, mixture: tuple[Component, ...]) -> tuple[Component, ...]:
+    """The one form of a mixture: weights that sum to one, ordered by store, nothing without weight."""
+    if not mixture:
+        return ()
+    total = sum(part.weight for part in mixture)
+    require(total > 0, "data.mixture: the weights sum to nothing", "give at least one component a weight over 0")
+    stores = [part.store for part in mixture]
+    require(len(set(stores)) == len(stores), f"data.mixture has a store twice: {', '.join(stores)}")
+    parts = [Component(part.store, part.weight / total) for part in mixture if part.weight]
+    if [part.store for part in parts] == [store]:
+        return ()
+    return tuple(sorted(parts, key=lambda part: part.store))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +194,7 @@ class Run:
     z_loss: float = 0.0  # weight of (log sum exp logits)^2 (PaLM, section 5)
     eval_points: int = 10  # held-out evaluations on the way, evenly spaced in log steps, the last one at the end
     seed: int = 0  # of the initialisation
+    start: str | None = None  # content id of the parameters it starts from, instead of an initialisation
 
     def __post_init__(self) -> None:
         settle(self, "run")
@@ -163,6 +217,13 @@ class Run:
     def tokens(self) -> int:
         """D: tokens trained on, whole steps."""
         return self.steps * self.batch_tokens
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """The content ids of all token stores that the run reads, that of its loss first."""
+        data = self.data
+        others = [part.store for part in (*data.mixture, *data.validation)]
+        return tuple(dict.fromkeys([data.store, *others]))
 
 
 @dataclasses.dataclass(frozen=True)

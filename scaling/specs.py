@@ -31,9 +31,15 @@ def _settled(value: Any, hint: Any, name: str) -> Any:
         if value is None:
             return None
         hint = next(h for h in typing.get_args(hint) if h is not types.NoneType)
+    if hint is Any:
+        return tuple(_settled(item, Any, name) for item in value) if isinstance(value, tuple | list) else value
     if typing.get_origin(hint) is tuple:
-        require(isinstance(value, (tuple, list)), f"{name}={value!r} is not a tuple")
-        return tuple(_settled(item, typing.get_args(hint)[0], name) for item in value)
+        require(isinstance(value, tuple | list), f"{name}={value!r} is not a tuple")
+        hints = typing.get_args(hint)
+        if hints[-1] is Ellipsis:
+            hints = (hints[0],) * len(value)
+        require(len(value) == len(hints), f"{name}={value!r} has not {len(hints)} items")
+        return tuple(_settled(item, each, name) for item, each in zip(value, hints, strict=True))
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         require(value in choices, f"{name}={value!r} is unknown", nearest(str(value), choices))
@@ -60,8 +66,14 @@ def to_dict(value: Any) -> dict[str, Any]:
     for field in dataclasses.fields(value):
         item = getattr(value, field.name)
         if item != field.default:
-            result[field.name] = to_dict(item) if dataclasses.is_dataclass(item) else item
+            result[field.name] = _plain(item)
     return result
+
+
+def _plain(item: Any) -> Any:
+    if dataclasses.is_dataclass(item):
+        return to_dict(item)
+    return [_plain(part) for part in item] if isinstance(item, tuple) else item
 
 
 def from_dict(cls: type[T], values: Any, where: str = "") -> T:
@@ -76,6 +88,16 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
     require(not missing, f"missing {', '.join(missing)}", f"{cls.__name__} needs them", where)
     nested = {}
     for name, value in values.items():
-        is_spec = dataclasses.is_dataclass(hints[name])
-        nested[name] = from_dict(hints[name], value, f"{where}.{name}".lstrip(".")) if is_spec else value
+        nested[name] = _read(hints[name], value, f"{where}.{name}".lstrip("."))
     return cls(**nested)
+
+
+def _read(hint: Any, value: Any, where: str) -> Any:
+    if isinstance(hint, types.UnionType) and value is not None:
+        hint = next(h for h in typing.get_args(hint) if h is not types.NoneType)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)
+    item = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
+    if dataclasses.is_dataclass(item) and isinstance(value, tuple | list):
+        return tuple(_read(item, part, where) for part in value)
+    return value

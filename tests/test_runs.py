@@ -7,7 +7,9 @@ import pytest
 
 from scaling.errors import InputError
 from scaling.runs import (
+    Component,
     DataSpec,
+    EvalSet,
     ModelShape,
     OptimizerSpec,
     Placement,
@@ -34,6 +36,17 @@ FULL = Run(
     eval_points=3,
     seed=5,
 )
+# The fields that came after the first version, too.
+LATER = dataclasses.replace(
+    FULL,
+    model=dataclasses.replace(FULL.model, biases=True, rotary_base=5e5, norm_epsilon=1e-5),
+    data=dataclasses.replace(
+        FULL.data,
+        mixture=(Component("fedcba9876543210", 1.0), Component("0123456789abcdef", 3.0)),
+        validation=(EvalSet("code", "fedcba9876543210"),),
+    ),
+    start="00112233445566ff",
+)
 GOLDEN = {
     "plain": (
         PLAIN,
@@ -53,21 +66,50 @@ GOLDEN = {
         '"precision":"bf16","schedule":{"decay_steps":20,"final_fraction":0.0,"kind":"wsd","warmup_steps":8},'
         '"schema":1,"seed":5,"steps":100,"z_loss":0.0001}',
     ),
+    "later": (
+        LATER,
+        "d64x3-51.2k-0cf8491dead7",
+        '{"batch_size":8,"data":{"eval_windows":32,"mixture":[{"store":"0123456789abcdef","weight":0.75}'
+        ',{"store":"fedcba9876543210","weight":0.25}],"seed":7,"sequence_length":64,"store":"0123456789a'
+        'bcdef","validation":[{"name":"code","store":"fedcba9876543210"}]},"eval_points":3,"model":{"act'
+        'ivation":"swiglu","biases":true,"d_ff":176,"d_head":32,"d_model":64,"n_heads":4,"n_kv_heads":2,'
+        '"n_layers":3,"n_positions":64,"norm":"layernorm","norm_epsilon":1e-05,"output_init":"zero","pos'
+        'itions":"learned","qk_norm":true,"rotary_base":500000.0,"tied_embeddings":true,"vocab_size":257'
+        '},"optimizer":{"b1":0.8,"b2":0.98,"clip_norm":null,"eps":1e-09,"peak_lr":1.0,"weight_decay":0.0'
+        '},"precision":"bf16","schedule":{"decay_steps":20,"final_fraction":0.0,"kind":"wsd","warmup_ste'
+        'ps":8},"schema":1,"seed":5,"start":"00112233445566ff","steps":100,"z_loss":0.0001}',
+    ),
 }
 
 
-OTHER = {  # of each section of FULL, changes that bring in every field
+OTHER = {  # of each section of LATER, changes that bring in every field
     "model": [
         *({"d_model": 128}, {"n_layers": 4}, {"n_heads": 8}, {"d_ff": 256}, {"vocab_size": 300}, {"d_head": 16}),
         *({"n_kv_heads": 4}, {"n_positions": 128}, {"norm": "rmsnorm"}, {"positions": "rotary", "n_positions": None}),
+        *({"biases": False}, {"rotary_base": 1e4}, {"norm_epsilon": 1e-6}),
         *({"activation": "gelu"}, {"tied_embeddings": False}, {"qk_norm": False}, {"output_init": "depth_scaled"}),
     ],
-    "data": [{"store": "fedcba9876543210"}, {"sequence_length": 32}, {"eval_windows": 16}, {"seed": 8}],
+    "data": [
+        {"store": "fedcba9876543210"},
+        {"sequence_length": 32},
+        {"eval_windows": 16},
+        {"seed": 8},
+        {"mixture": ()},
+        {"validation": ()},
+    ],
     "optimizer": [
         *({"peak_lr": 2.0}, {"b1": 0.9}, {"b2": 0.99}, {"eps": 1e-6}, {"weight_decay": 0.1}, {"clip_norm": 1.0}),
     ],
     "schedule": [{"kind": "cosine", "decay_steps": 0}, {"warmup_steps": 9}, {"decay_steps": 30}, {"final_fraction": 1}],
-    "": [{"batch_size": 4}, {"steps": 50}, {"precision": "fp32"}, {"z_loss": 0.0}, {"eval_points": 4}, {"seed": 6}],
+    "": [
+        {"batch_size": 4},
+        {"steps": 50},
+        {"precision": "fp32"},
+        {"z_loss": 0.0},
+        {"eval_points": 4},
+        {"seed": 6},
+        {"start": None},
+    ],
 }
 
 
@@ -97,7 +139,7 @@ def test_golden_identity(name):
 
 def test_the_golden_runs_use_every_field():
     """So that a renamed field, or a changed default, cannot pass the test above."""
-    for owner, field in all_fields(FULL):
+    for owner, field in all_fields(LATER):
         assert getattr(owner, field.name) != field.default, field.name
 
 
@@ -115,19 +157,19 @@ def test_giving_a_default_is_giving_nothing():
     assert run_id(explicit) == run_id(PLAIN)
 
 
-@pytest.mark.parametrize("run", [PLAIN, FULL])
+@pytest.mark.parametrize("run", [PLAIN, FULL, LATER])
 def test_round_trip_through_json(run):
     assert run_from_dict(json.loads(json.dumps(run_to_dict(run)))) == run
     assert run_from_dict(json.loads(canonical_json(run))) == run
 
 
 def test_every_field_is_part_of_the_identity():
-    fields = {f.name for section, f in all_fields(FULL) if not dataclasses.is_dataclass(getattr(section, f.name))}
+    fields = {f.name for section, f in all_fields(LATER) if not dataclasses.is_dataclass(getattr(section, f.name))}
     assert {name for changes in OTHER.values() for change in changes for name in change} == fields
-    runs = [FULL, *(dataclasses.replace(FULL, **change) for change in OTHER[""])]
+    runs = [LATER, *(dataclasses.replace(LATER, **change) for change in OTHER[""])]
     for name in OTHER.keys() - {""}:
-        parts = [dataclasses.replace(getattr(FULL, name), **change) for change in OTHER[name]]
-        runs += [dataclasses.replace(FULL, **{name: part}) for part in parts]
+        parts = [dataclasses.replace(getattr(LATER, name), **change) for change in OTHER[name]]
+        runs += [dataclasses.replace(LATER, **{name: part}) for part in parts]
     assert len({run_id(run) for run in runs}) == len(runs)
 
 
