@@ -1,22 +1,41 @@
-"""The batch of a step, as a pure function of (store, data seed, step).
+"""The batch of a step, as a pure function of (token stores, data seed, step).
 
-A split is cut into windows of L inputs and their L targets (the inputs shifted by one). Training reads an endless
-stream of epochs, each a fresh permutation of all windows; step k reads rows k B to (k + 1) B of it. Documents follow
-each other with an end token between them, and a window may hold pieces of several.
+A split is cut into windows of L inputs and their L targets (the inputs shifted by one). Training on a store reads an
+endless stream of epochs, each a fresh permutation of all its windows; step k reads rows k B to (k + 1) B of it.
+Documents follow each other with an end token between them, and a window may hold pieces of several.
+
+A mixture gives every row to one of its components: of each 4,096 rows in succession, each component has its share to
+the nearest row, in pseudo-random order, and reads its own stream of epochs. So a row is found without those before it.
 """
 
+import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
-from scaling.data.token_store import TokenStore
+from scaling.data.token_store import TokenStore, read_windows
 from scaling.errors import InputError
-from scaling.runs import DataSpec
+from scaling.runs import MAIN_SPLIT, Component, DataSpec
 
 ROUNDS = 6  # each of two halves; with 4, the orders of six windows are visibly not equally frequent
-BLOCK = 4096  # rows of the stream permuted at a time: for 8 of them, numpy takes a third as long
+BLOCK = 4096  # rows of a stream permuted at a time: for 8 of them, numpy takes a third as long
+PERIOD = 4096  # rows in which each component of a mixture has its share
 _32 = np.uint64(32)
+_MIXING = np.uint64(0xD1B54A32D192ED03)  # sets the order of components apart from the orders of windows
+
+Stores = Mapping[str, TokenStore]  # by content id
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """What a training reads of one store: tokens in all, different tokens among them, and how often over."""
+
+    store: str
+    tokens: int
+    unique_tokens: int
+    epochs: float
 
 
 def num_windows(store: TokenStore, split: str, sequence_length: int) -> int:
@@ -24,49 +43,85 @@ def num_windows(store: TokenStore, split: str, sequence_length: int) -> int:
     return (store.splits[split].tokens - 1) // sequence_length
 
 
-def batch(store: TokenStore, spec: DataSpec, batch_size: int, step: int, rows: slice | None = None) -> np.ndarray:
+def batch(stores: Stores, spec: DataSpec, batch_size: int, step: int, rows: slice | None = None) -> np.ndarray:
     """The windows of one training step, M = L + 1 tokens each: inputs are the first L, targets the last L.
 
     rows: of the global batch, those to return; None: all. No other row is computed, so processes that each ask for
       their own rows see the same global batch, however many they are.
     Returns tokens_BxM, int32.
-    Raises InputError if the store is not the one the spec names, or has not one window.
+    Raises InputError if a store that the spec names is not there, or has not one window.
     """
-    n = _train_windows(store, spec)
     position_B = step * batch_size + np.arange(batch_size)[slice(None) if rows is None else rows]
-    return _gather(store, "train", spec.sequence_length, _stream(spec.seed, n, position_B))
+    if not spec.mixture:
+        return _read(stores, spec, spec.store, position_B)
+    component_B, position_B = _deal(spec, position_B)
+    tokens_BxM = np.empty((len(position_B), spec.sequence_length + 1), np.int32)
+    for c, part in enumerate(spec.mixture):
+        mine_B = component_B == c
+        if mine_B.any():
+            tokens_BxM[mine_B] = _read(stores, spec, part.store, position_B[mine_B])
+    return tokens_BxM
 
 
-def eval_windows(store: TokenStore, spec: DataSpec) -> np.ndarray:
-    """The run's fixed evaluation windows, spread evenly over the validation split: tokens_WxM, int32, M = L + 1.
+def eval_windows(stores: Stores, spec: DataSpec) -> dict[str, np.ndarray]:
+    """The run's fixed evaluation windows, spread evenly over each validation split: tokens_WxM, int32, M = L + 1.
 
-    Raises InputError if the store is not the one the spec names, or has fewer windows than `spec.eval_windows`.
+    By the name of the set; the first is "validation", that of `spec.store`.
+    Raises InputError if a store is not there, or has fewer windows than `spec.eval_windows`.
     """
-    check_eval_windows(store, spec)
-    n, W = num_windows(store, "validation", spec.sequence_length), spec.eval_windows
-    return _gather(store, "validation", spec.sequence_length, (2 * np.arange(W) + 1) * n // (2 * W))
+    check_eval_windows(stores, spec)
+    L, W = spec.sequence_length, spec.eval_windows
+    found = {}
+    for name, store in eval_stores(stores, spec).items():
+        n = num_windows(store, "validation", L)
+        found[name] = read_windows(store, "validation", L, (2 * np.arange(W) + 1) * n // (2 * W))
+    return found
 
 
-def check_eval_windows(store: TokenStore, spec: DataSpec) -> None:
+def eval_stores(stores: Stores, spec: DataSpec) -> dict[str, TokenStore]:
+    """The store of each evaluation set, by the set's name. Raises InputError if one is not there."""
+    held_out = {MAIN_SPLIT: spec.store, **{part.name: part.store for part in spec.validation}}
+    return {name: _get(stores, store) for name, store in held_out.items()}
+
+
+def check_eval_windows(stores: Stores, spec: DataSpec) -> None:
     """Raises InputError as `eval_windows`, without reading any text."""
-    _check(store, spec)
-    n, W = num_windows(store, "validation", spec.sequence_length), spec.eval_windows
-    if n < W:
-        raise InputError(
-            f"data.eval_windows={W}, but the validation split has {n} windows of {spec.sequence_length} tokens",
-            str(store.path),
-            "lower eval_windows, or build the store with a larger validation_fraction",
-        )
+    for store in eval_stores(stores, spec).values():
+        n = num_windows(store, "validation", spec.sequence_length)
+        if n < spec.eval_windows:
+            raise InputError(
+                f"data.eval_windows={spec.eval_windows}, but the validation split has {n} windows of "
+                f"{spec.sequence_length} tokens",
+                str(store.path),
+                "lower eval_windows, or build the store with a larger validation_fraction",
+            )
 
 
-def epochs(store: TokenStore, spec: DataSpec, tokens: int) -> float:
-    """How often a training on `tokens` tokens reads each window. Raises as `batch`."""
-    return tokens / (_train_windows(store, spec) * spec.sequence_length)
+def usage(stores: Stores, spec: DataSpec, tokens: int) -> tuple[Usage, ...]:
+    """What a training on `tokens` tokens, whole windows, reads of each store. Raises as `batch`."""
+    L = spec.sequence_length
+    rows = tokens // L
+    if spec.mixture:
+        whole, rest = divmod(rows, PERIOD)
+        component_S, _ = _dealt(spec.seed, spec.mixture, whole)
+        rows_C = whole * _shares(spec.mixture) + np.bincount(component_S[:rest], minlength=len(spec.mixture))
+    else:
+        rows_C = np.array([rows])
+    found = []
+    for store, read in zip([part.store for part in spec.mixture] or [spec.store], rows_C, strict=True):
+        size = _train_windows(stores, spec, store)
+        found.append(Usage(store, int(read) * L, min(int(read), size) * L, float(read) / size))
+    return tuple(found)
 
 
-def unique_tokens(store: TokenStore, spec: DataSpec, tokens: int) -> int:
+def epochs(stores: Stores, spec: DataSpec, tokens: int) -> float:
+    """How often a training on `tokens` tokens reads each window; of a mixture, of its most repeated component."""
+    return max(part.epochs for part in usage(stores, spec, tokens))
+
+
+def unique_tokens(stores: Stores, spec: DataSpec, tokens: int) -> int:
     """How many different tokens a training on `tokens` tokens reads. Raises as `batch`."""
-    return min(tokens, _train_windows(store, spec) * spec.sequence_length)
+    return sum(part.unique_tokens for part in usage(stores, spec, tokens))
 
 
 def permutation(seed: int, epoch: int | np.ndarray, n: int, index: np.ndarray) -> np.ndarray:
@@ -120,15 +175,60 @@ def _block(seed: int, n: int, block: int) -> np.ndarray:
     return permutation(seed, epoch, n, index)
 
 
-def _check(store: TokenStore, spec: DataSpec) -> None:
-    if store.content_id != spec.store:
-        raise InputError(f"its content id is {store.content_id}, the run asks for {spec.store}", str(store.path))
+def _read(stores: Stores, spec: DataSpec, store: str, position_B: np.ndarray) -> np.ndarray:
+    n = _train_windows(stores, spec, store)
+    return read_windows(stores[store], "train", spec.sequence_length, _stream(spec.seed, n, position_B))
+
+
+def _deal(spec: DataSpec, position_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The component of each row of the mixture, and the row's position in that component's own stream."""
+    first, last = int(position_B[0]) // PERIOD, int(position_B[-1]) // PERIOD
+    dealt = [_dealt(spec.seed, spec.mixture, k) for k in range(first, last + 1)]
+    component_S, rank_S = (np.concatenate(part) for part in zip(*dealt, strict=True))
+    row_B = position_B - first * PERIOD
+    component_B = component_S[row_B]
+    return component_B, position_B // PERIOD * _shares(spec.mixture)[component_B] + rank_S[row_B]
+
+
+@functools.lru_cache(maxsize=16)
+def _dealt(seed: int, mixture: tuple[Component, ...], period: int) -> tuple[np.ndarray, np.ndarray]:
+    """The component of each row of a period, and the row's rank among those of its component."""
+    share_C = _shares(mixture)
+    order_S = permutation(int(np.uint64(seed) ^ _MIXING), period, PERIOD, np.arange(PERIOD))
+    component_S = np.repeat(np.arange(len(mixture)), share_C)[order_S]
+    rank_S = np.empty(PERIOD, np.int64)
+    for c, share in enumerate(share_C):
+        rank_S[component_S == c] = np.arange(share)
+    return component_S, rank_S
+
+
+@functools.lru_cache(maxsize=64)
+def _shares(mixture: tuple[Component, ...]) -> np.ndarray:
+    """Rows of each component in a period, by the largest remainders. Raises InputError for a share of less than one."""
+    exact_C = PERIOD * np.array([part.weight for part in mixture])
+    share_C = np.floor(exact_C).astype(np.int64)
+    missing = PERIOD - share_C.sum()
+    share_C[np.argsort(share_C - exact_C, kind="stable")[:missing]] += 1
+    if not share_C.all():
+        part = mixture[int(np.argmin(share_C))]
+        raise InputError(
+            f"data.mixture: store {part.store} has a share of {part.weight:.2g}", do=f"the least is 1/{PERIOD}"
+        )
+    return share_C
+
+
+def _get(stores: Stores, content_id: str) -> TokenStore:
+    if content_id not in stores:
+        raise InputError(
+            f"the run reads token store {content_id}, which was not given: there is {', '.join(sorted(stores))}"
+        )
+    return stores[content_id]
+
+
+def _train_windows(stores: Stores, spec: DataSpec, content_id: str) -> int:
     if spec.seed >= 2**64:
         raise InputError(f"data.seed={spec.seed} is not below 2^64")
-
-
-def _train_windows(store: TokenStore, spec: DataSpec) -> int:
-    _check(store, spec)
+    store = _get(stores, content_id)
     n = num_windows(store, "train", spec.sequence_length)
     if n < 1:
         raise InputError(
@@ -136,11 +236,3 @@ def _train_windows(store: TokenStore, spec: DataSpec) -> int:
             str(store.path),
         )
     return n
-
-
-def _gather(store: TokenStore, split: str, L: int, window_W: np.ndarray) -> np.ndarray:
-    ids_T, n = store.splits[split].ids_T, num_windows(store, split, L)
-    tokens_WxM = np.empty((len(window_W), L + 1), np.int32)
-    tokens_WxM[:, :L] = ids_T[: n * L].reshape(n, L)[window_W]
-    tokens_WxM[:, L] = ids_T[(window_W + 1) * L]
-    return tokens_WxM

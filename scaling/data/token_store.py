@@ -1,53 +1,46 @@
-"""Text, tokenised once: a directory of flat token files that every run on it shares.
+"""Text, tokenised once: a directory of flat token files, on a local disk or in object storage, that runs share.
 
-    store.json          what is in it, with counts and checksums
-    train.tokens        uint16, little-endian: the documents one after the other, an end token after each
-    train.ends          int64, little-endian: where each document ends, its end token included
-    validation.tokens   the same of the held-out documents
-    validation.ends
+    store.json                what is in it, with counts and checksums
+    train-00000.tokens ...    uint16, or uint32 for more than 65,536 tokens, little-endian: the documents one after the
+                              other, an end token after each and nowhere else, cut every 2^27 tokens
+    validation-00000.tokens   the same of the held-out documents
+    tokenizer.json or .model  the tokenizer's own file, if it has one
 
 A document is held out by a hash of its own content: a text is on the same side in every store of one validation
 fraction. Of exact duplicates the first is kept: a second copy would count as fresh text in `unique_tokens` and weigh
-twice in the validation loss. They are counted in store.json, as are empty documents.
+twice in the validation loss. They are counted in store.json, as are empty documents and those that a filter left out.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import pathlib
-import shutil
-import tempfile
-from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
+from scaling.data.build_directory import build_directory
+from scaling.data.jobs import available_cores
+from scaling.data.parts import Source
 from scaling.data.sources import open_source
-from scaling.data.tokenizers import Tokenizer, get_tokenizer
+from scaling.data.storage import Root, as_root, exists, read_file, token_reader
+from scaling.data.store_build import SCHEMA, SPLITS, Work, build, content_id, shard_name, tokenizer_file
+from scaling.data.tokenizers import Tokenizer, get_tokenizer, stored_tokenizer, token_type
 from scaling.errors import InputError
-from scaling.files import Path, read_json, write_json
+from scaling.files import Path
 
-SCHEMA = 1
-SPLITS = ("train", "validation")
-TOKEN_TYPE = np.dtype("<u2")
-END_TYPE = np.dtype("<i8")
-_NAMES = ("content_id", "source", "tokenizer", "vocab_size", "end_token", "left_out")
+_NAMES = ("content_id", "source", "tokenizer", "vocab_size", "end_token", "left_out", "core_seconds")
 _REBUILD = "remove the store and build it again"
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One side of a store. ids_T and ends_M are memory-mapped and read-only."""
+    """One side of a store. read: (starts_W, M) -> tokens_WxM int32, of an open store."""
 
     tokens: int  # end tokens included
     documents: int
     bytes: int  # of text: end tokens are not counted
-    sha256: str  # of the token file, then the ends file
-    ids_T: np.ndarray = dataclasses.field(repr=False, compare=False)
-    ends_M: np.ndarray = dataclasses.field(repr=False, compare=False)
+    sha256: tuple[str, ...] = ()  # of each shard
+    read: Callable[[np.ndarray, int], np.ndarray] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def bytes_per_token(self) -> float:
@@ -59,38 +52,45 @@ class Split:
 class TokenStore:
     """An open store. `content_id` names its content: tokenizer, tokens and document ends; no path, no date."""
 
-    path: pathlib.Path
+    path: Root
     content_id: str
     source: str
     tokenizer: str
     vocab_size: int
     end_token: int
-    left_out: dict[str, int]  # documents, by reason: empty, duplicate
+    left_out: dict[str, int]  # documents, by reason: empty, duplicate, filtered
     splits: dict[str, Split]
+    core_seconds: float = dataclasses.field(default=0.0, compare=False)  # of CPU time that building it took
 
 
 def prepare_store(source: str, tokenizer: str, validation_fraction: float, stores_dir: Path) -> TokenStore:
     """The store of a source as it is now, under `stores_dir`; built if it is not there yet. Raises as `build_store`."""
     opened = open_source(source)
-    parts = [SCHEMA, source, opened.fingerprint, tokenizer, validation_fraction]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
-    path = pathlib.Path(stores_dir) / f"{source.split(':')[0]}-{tokenizer}-{key}"
-    if not path.exists():
-        _build(source, opened.documents, tokenizer, validation_fraction, path)
+    name = _tokenizer_name(tokenizer)
+    key = _key(source, opened.fingerprint, name, validation_fraction)
+    path = as_root(f"{as_root(stores_dir)}/{source.split(':')[0]}-{name.replace(':', '-')}-{key}")
+    if not exists(path):
+        _build(source, opened, tokenizer, validation_fraction, path, available_cores())
     return open_store(path)
 
 
-def build_store(source: str, tokenizer: str, validation_fraction: float, path: Path) -> TokenStore:
-    """Tokenises a source into a new store at `path`, which appears only when it is complete.
+def build_store(
+    source: str, tokenizer: str, validation_fraction: float, path: Path, processes: int | None = None
+) -> TokenStore:
+    """Tokenises a source into a new store at `path`, a directory or a URL, which is complete or not a store.
 
-    validation_fraction: of the documents, in expectation. One 16-byte digest a document is held in memory meanwhile.
-    A build that is killed leaves a hidden directory `.NAME.*` beside `path`, which nothing reads.
+    validation_fraction: of the documents, in expectation. processes: None for one a core; the store is the same.
+    A build that is stopped or killed leaves a hidden directory `.NAME.KEY` beside `path` (for a URL, under
+    `default_stores()`), from which the same call goes on. What it needs of disk and memory: see store_build.
     Raises InputError if `path` exists, for an unknown source or tokenizer, for text that is not UTF-8, and for text of
-    which one split would be empty.
+    which one split would be empty; StoppedError on Ctrl-C; RunFailedError if a process was killed.
     """
-    if os.path.lexists(path):
+    path = as_root(path)
+    if exists(path):
         raise InputError("exists already", str(path), "a store is never overwritten: give another path, or remove it")
-    _build(source, open_source(source).documents, tokenizer, validation_fraction, pathlib.Path(path))
+    if processes is not None and processes < 1:
+        raise InputError(f"processes={processes} is below 1")
+    _build(source, open_source(source), tokenizer, validation_fraction, path, processes or available_cores())
     return open_store(path)
 
 
@@ -99,171 +99,93 @@ def open_store(path: Path, verify: bool = False) -> TokenStore:
 
     Raises InputError if there is no store, or if its files are not what its store.json says.
     """
-    path = pathlib.Path(path)
-    if not (path / "store.json").is_file():
+    path = as_root(path)
+    text = read_file(path, "store.json")
+    if text is None:
         raise InputError("not a token store: it has no store.json", str(path), "tools.tokenize --out= builds one")
-    values = read_json(path / "store.json")
-    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-        raise InputError(f"not of schema {SCHEMA}, which this version reads", str(path / "store.json"), _REBUILD)
+    where = f"{path}/store.json"
     try:
-        splits = {name: _open_split(path, name, values["splits"][name]) for name in SPLITS}
+        values = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"not JSON: {error}", where, _REBUILD) from None
+    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+        raise InputError(f"not of schema {SCHEMA}, which this version reads", where, _REBUILD)
+    try:
+        dtype = token_type(values["vocab_size"]).newbyteorder("<")
+        splits = {}
+        for name in SPLITS:
+            said = values["splits"][name]
+            names = [shard_name(name, shard) for shard in range(len(said["sha256"]))]
+            read = token_reader(path, names, said["tokens"], values["shard_tokens"], dtype)
+            splits[name] = Split(**{**said, "sha256": tuple(said["sha256"]), "read": read})
         store = TokenStore(path=path, splits=splits, **{name: values[name] for name in _NAMES})
-        content_id = _content_id(values)
+        found = content_id(values)
     except (KeyError, TypeError) as error:
-        raise InputError(f"incomplete or altered: {error}", str(path / "store.json"), _REBUILD) from None
+        raise InputError(f"incomplete or altered: {error}", where, _REBUILD) from None
     if verify:
-        for name, split in splits.items():
-            if _checksum(path, name) != split.sha256:
-                raise InputError(f"the {name} split does not match its checksum", str(path), _REBUILD)
-        if content_id != store.content_id:
+        _verify(store)
+        if found != store.content_id:
             raise InputError("the content id does not match the content", str(path), _REBUILD)
     return store
 
 
-def _build(
-    source: str,
-    documents: Iterator[tuple[str, bytes]],
-    tokenizer_name: str,
-    validation_fraction: float,
-    path: pathlib.Path,
-) -> None:
+def read_windows(store: TokenStore, split: str, length: int, window_W: np.ndarray) -> np.ndarray:
+    """Windows of a split: tokens_WxM int32, M = length + 1; window i holds tokens i L to (i + 1) L inclusive."""
+    return store.splits[split].read(window_W * length, length + 1)
+
+
+def read_tokens(store: TokenStore, split: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """Tokens `start` to `stop` of a split, None for its end: ids_T int32."""
+    stop = store.splits[split].tokens if stop is None else stop
+    return store.splits[split].read(np.array([start]), stop - start)[0]
+
+
+def read_ends(store: TokenStore, split: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """Where the documents that end among tokens `start` to `stop` end, their end token included: ends_M int64."""
+    return start + 1 + np.flatnonzero(read_tokens(store, split, start, stop) == store.end_token)
+
+
+def store_tokenizer(store: TokenStore) -> Tokenizer:
+    """The tokenizer that a store was made with, from the store's own copy.
+
+    Raises InputError if the copy is missing, or is not the tokenizer that made the store.
+    """
+    name = tokenizer_file(store.tokenizer)
+    file = None if name is None else read_file(store.path, name)
+    where = f"{store.path}/{name}"
+    if name is not None and file is None:
+        raise InputError("the store has lost its tokenizer", where, _REBUILD)
+    try:
+        tokenizer = stored_tokenizer(store.tokenizer, file, store.end_token)
+    except InputError as error:
+        raise InputError(f"the tokenizer does not match its store: {error.what}", where, _REBUILD) from None
+    if (tokenizer.vocab_size, tokenizer.end_token) != (store.vocab_size, store.end_token):
+        raise InputError("the tokenizer does not match its store: another vocabulary or end token", where, _REBUILD)
+    return tokenizer
+
+
+def _tokenizer_name(tokenizer: str) -> str:
+    """What tells tokenizers apart: their name, or, for one that the source will train, what it is trained to be."""
+    return tokenizer if tokenizer.startswith("bpe:") else get_tokenizer(tokenizer).name
+
+
+def _key(*parts: str | float) -> str:
+    return hashlib.sha256(json.dumps([SCHEMA, *parts]).encode()).hexdigest()[:12]
+
+
+def _build(source: str, opened: Source, tokenizer: str, validation_fraction: float, path: Root, processes: int) -> None:
     if not 0 < validation_fraction < 1:
         raise InputError(f"validation_fraction={validation_fraction} is outside (0, 1)")
-    tokenizer = get_tokenizer(tokenizer_name)
-    with _atomic_directory(path) as directory:
-        counts = _write_tokens(documents, source, tokenizer, validation_fraction, directory)
-        for name in SPLITS:
-            if not counts[name, "documents"]:
-                raise InputError(
-                    f"no document of {counts['train', 'documents'] + counts['validation', 'documents']} fell to the "
-                    f"{name} split",
-                    source,
-                    "documents are never cut: give more or smaller ones, or another validation_fraction",
-                )
-        values = {
-            "schema": SCHEMA,
-            "source": source,
-            "validation_fraction": validation_fraction,
-            "tokenizer": tokenizer.name,
-            "vocab_size": tokenizer.vocab_size,
-            "end_token": tokenizer.end_token,
-            "dtype": "uint16",
-            "left_out": {"empty": counts["empty"], "duplicate": counts["duplicate"]},
-            "splits": {
-                name: {
-                    **{key: counts[name, key] for key in ("tokens", "documents", "bytes")},
-                    "sha256": _checksum(directory, name),
-                }
-                for name in SPLITS
-            },
-        }
-        write_json(directory / "store.json", {**values, "content_id": _content_id(values)})
+    key = _key(source, opened.fingerprint, _tokenizer_name(tokenizer), validation_fraction, str(path))
+    with build_directory(path, key) as found:
+        if found is not None:
+            directory, output = found
+            build(Work(directory, output, source, validation_fraction, processes), opened, tokenizer)
 
 
-def _write_tokens(
-    documents: Iterator[tuple[str, bytes]],
-    source: str,
-    tokenizer: Tokenizer,
-    validation_fraction: float,
-    directory: pathlib.Path,
-) -> Counter:
-    """Writes the token and ends files. Returns tokens, documents and bytes by split, and the documents left out."""
-    counts: Counter = Counter()
-    seen = set()
-    with contextlib.ExitStack() as stack:
-        files = {
-            (split, kind): stack.enter_context(open(directory / f"{split}.{kind}", "wb"))
-            for split in SPLITS
-            for kind in ("tokens", "ends")
-        }
-        for name, text in documents:
-            digest = hashlib.sha256(text).digest()[:16]
-            if not text or digest in seen:
-                counts["duplicate" if text else "empty"] += 1
-                continue
-            seen.add(digest)
-            try:
-                ids_T = tokenizer.encode(text)
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"document {name} is not UTF-8: {error}", source, "convert it or leave it out"
-                ) from None
-            split = "validation" if int.from_bytes(digest[:8], "big") < validation_fraction * 2**64 else "train"
-            files[split, "tokens"].write(np.append(ids_T, tokenizer.end_token).astype(TOKEN_TYPE).tobytes())
-            counts[split, "tokens"] += len(ids_T) + 1
-            files[split, "ends"].write(np.array(counts[split, "tokens"], END_TYPE).tobytes())
-            counts[split, "documents"] += 1
-            counts[split, "bytes"] += len(text)
-        for file in files.values():
-            file.flush()
-            os.fsync(file.fileno())
-    return counts
-
-
-@contextlib.contextmanager
-def _atomic_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a temporary directory beside `path`, which takes the name at the end, or goes away on an error.
-
-    If another process has put the same store there meanwhile, it stays and ours goes away.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", str(path)) from None
-    try:
-        yield temporary
-        temporary.chmod(0o755)  # mkdtemp makes 0700, which would lock out the other users of a shared disk
-        _sync_directory(temporary)
-        try:
-            os.rename(temporary, path)
-        except OSError:
-            if not path.exists():
-                raise
-            if read_json(path / "store.json") != read_json(temporary / "store.json"):
-                raise InputError("another store was put there meanwhile", str(path), "give another path") from None
-            shutil.rmtree(temporary)
-        _sync_directory(path.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _sync_directory(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _open_split(path: pathlib.Path, name: str, values: dict[str, Any]) -> Split:
-    return Split(
-        **values,
-        ids_T=_map(path / f"{name}.tokens", TOKEN_TYPE, values["tokens"]),
-        ends_M=_map(path / f"{name}.ends", END_TYPE, values["documents"]),
-    )
-
-
-def _map(path: pathlib.Path, dtype: np.dtype, length: int) -> np.ndarray:
-    expected = length * dtype.itemsize
-    size = path.stat().st_size if path.is_file() else 0
-    if size != expected:
-        raise InputError(f"{size} bytes instead of {expected}", str(path), _REBUILD)
-    return np.asarray(np.memmap(path, dtype, "r"))  # the plain view: each slice of a memmap costs microseconds more
-
-
-def _checksum(path: pathlib.Path, split: str) -> str:
-    digest = hashlib.sha256()
-    for kind in ("tokens", "ends"):
-        with open(path / f"{split}.{kind}", "rb") as f:
-            while block := f.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def _content_id(values: dict[str, Any]) -> str:
-    """64 bits over what training can see: the tokenizer, and each split's tokens and ends through their checksum."""
-    identity = {key: values[key] for key in ("tokenizer", "vocab_size", "end_token", "dtype")}
-    identity["splits"] = {name: [values["splits"][name][key] for key in ("tokens", "sha256")] for name in SPLITS}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+def _verify(store: TokenStore) -> None:
+    for name, split in store.splits.items():
+        for shard, sha256 in enumerate(split.sha256):
+            if hashlib.sha256(read_file(store.path, shard_name(name, shard)) or b"").hexdigest() != sha256:
+                raise InputError(f"the {name} split does not match its checksum", str(store.path), _REBUILD)
+    store_tokenizer(store)

@@ -32,10 +32,15 @@ def store(source, tmp_path_factory) -> TokenStore:
 
 
 @pytest.fixture(scope="session")
+def stores(store) -> dict[str, TokenStore]:
+    return {store.content_id: store}
+
+
+@pytest.fixture(scope="session")
 def spec(store) -> DataSpec:
     return DataSpec(store=store.content_id, sequence_length=16, eval_windows=10)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write():
     return write_documents

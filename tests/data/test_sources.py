@@ -1,12 +1,12 @@
 import os
 import pathlib
-import shutil
-import subprocess
-import sys
+import pickle
 
 import pytest
 
-from scaling.data.sources import is_library_text, open_source
+from scaling.data import local_source
+from scaling.data.local_source import is_library_text
+from scaling.data.sources import open_source
 from scaling.errors import InputError
 
 
@@ -69,113 +69,35 @@ def test_an_unknown_source_names_the_nearest(source):
         open_source(source)
 
 
-BUILDER = """
-import tensorflow_datasets as tfds
-
-class SmallText(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("1.2.0")
-    FIELD = "text"
-
-    def _info(self):
-        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({self.FIELD: tfds.features.Text()}))
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self):
-        for i in range(50):
-            yield i, {self.FIELD: f"Document {i} of a data set."}
-
-class OtherField(SmallText):
-    FIELD = "body"
-
-class OtherSplit(SmallText):
-    def _split_generators(self, dl_manager):
-        return {"test": self._generate_examples()}
-"""
-
-PREPARE = """
-import sys
-from prepared_for_a_test import builders
-for name in ("SmallText", "OtherField", "OtherSplit"):
-    builder = getattr(builders, name)(data_dir=sys.argv[1], file_format="array_record")
-    builder.download_and_prepare()
-"""
-
-READ = """
-import sys
-from scaling.data.sources import open_source
-from scaling.errors import InputError
-try:
-    opened = open_source(sys.argv[1])
-    print(opened.fingerprint)
-    print(*sorted(text.decode() for _, text in opened.documents), sep="\\n")
-except InputError as error:
-    print(error)
-assert "tensorflow" not in sys.modules
-"""
+def test_text_is_cut_into_parts_by_the_source_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(local_source, "PART_BYTES", (10, 20))
+    for name, size in {"a": 4, "b": 6, "c": 15, "d": 3, "e": 7, "f": 1}.items():
+        (tmp_path / name).write_bytes(b"x" * size)
+    parts = open_source(f"files:{tmp_path}/*").parts
+    assert ["".join(name[-1] for name, _ in part.read()) for part in parts] == ["ab", "c", "de", "f"]
 
 
-def run_python(code, *arguments, **environment):
-    """In a process of its own: tfds reads TFDS_DATA_DIR when it is imported, and registers what has been imported."""
-    path = os.pathsep.join([environment.pop("PYTHONPATH", ""), *sys.path])
-    result = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env={**os.environ, "PYTHONPATH": path, **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.splitlines()
+def test_parts_grow_with_the_text_between_their_limits():
+    smallest, largest = local_source.PART_BYTES
+    for total, limit in ((100, smallest), (64 * 3 * smallest, 3 * smallest), (1000 * largest, largest)):
+        sizes = [limit // 10] * (10 * total // limit)
+        groups = local_source._groups(sizes)
+        assert [i for group in groups for i in range(group.start, group.stop)] == list(range(len(sizes)))
+        assert all(sum(sizes[group]) <= limit for group in groups)
+        assert sum(sum(sizes[group]) < limit * 0.9 for group in groups) <= 1
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    root = tmp_path_factory.mktemp("tfds")
-    package = root / "package" / "prepared_for_a_test"  # tfds takes builders from modules of packages only
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "builders.py").write_text(BUILDER)
-    run_python(PREPARE, str(root / "data"), PYTHONPATH=str(root / "package"))
-    return str(root / "data")
+@pytest.mark.parametrize("source", ["stdlib", "stdlib | ascii | max_bytes:9000", "synthetic:tokens=1e4"])
+def test_a_part_is_read_alike_in_another_process(source):
+    opened = open_source(source)
+    documents = [document for part in opened.parts for document in pickle.loads(pickle.dumps(part)).read()]
+    assert documents == list(opened.documents) == list(opened.documents)
+    assert len(documents) == len({name for name, _ in documents}) > 5
 
 
-def test_tfds_is_read_without_tensorflow(data_dir):
-    fingerprint, *texts = run_python(READ, "tfds:small_text", TFDS_DATA_DIR=data_dir)
-    assert fingerprint.startswith("small_text/1.2.0 50 ")
-    assert texts == sorted(f"Document {i} of a data set." for i in range(50))
-    assert run_python(READ, "tfds:small_text:1.2.0", TFDS_DATA_DIR=data_dir) == [fingerprint, *texts]
-
-
-@pytest.mark.parametrize(
-    ("name", "fault"),
-    [
-        ("no_such_text", "Dataset no_such_text not found"),
-        ("c4/realnewslike:3.1.0", "no such data set in"),
-        ("small_text:7.0.0", "small_text"),
-        ("no name", "Parsing builder name string no name failed"),
-    ],
-)
-def test_a_missing_tfds_data_set_says_how_to_get_it(data_dir, name, fault):
-    (message,) = run_python(READ, f"tfds:{name}", TFDS_DATA_DIR=data_dir)
-    assert fault in message
-    assert "prepare it as array_record" in message
-    assert "TFDS_DATA_DIR" in message
-    assert "files:GLOB" in message
-
-
-def test_tfds_needs_a_field_text_and_a_split_train(data_dir):
-    (message,) = run_python(READ, "tfds:other_field", TFDS_DATA_DIR=data_dir)
-    assert message == "tfds:other_field: its examples have no field text, only body"
-    (message,) = run_python(READ, "tfds:other_split", TFDS_DATA_DIR=data_dir)
-    assert message == "tfds:other_split: it has no split train, only test"
-
-
-def test_tfds_in_a_format_that_needs_tensorflow_is_refused(data_dir, tmp_path):
-
-    shutil.copytree(data_dir, tmp_path / "data")
-    info = tmp_path / "data" / "small_text" / "1.2.0" / "dataset_info.json"
-    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
-    (message,) = run_python(READ, "tfds:small_text", TFDS_DATA_DIR=str(tmp_path / "data"))
-    assert "tfrecord" in message
-    assert "prepare it as array_record" in message
+def test_a_file_that_goes_away_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    opened = open_source(f"files:{tmp_path}/*.txt")
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(InputError, match=r"a\.txt: cannot be read: No such file"):
+        list(opened.documents)

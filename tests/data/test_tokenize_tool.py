@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 
@@ -21,7 +22,8 @@ def test_builds_a_store_and_prints_what_is_in_it(source, tmp_path, store):
     assert f"train: {split.documents:,} documents, {split.tokens:,} tokens" in result.stdout
     assert f"{split.bytes_per_token:.4f} bytes a token" in result.stdout
     assert f"content id: {store.content_id}" in result.stdout
-    assert "seconds: " in result.stdout
+    assert re.search(r"left out: 0 empty, 0 duplicate, 0 filtered\n", result.stdout)
+    assert re.search(r"seconds: [\d.]+; [\d,]+ tokens/s a core", result.stdout)
 
 
 def test_bad_input_is_one_line_and_exit_code_2(source, tmp_path, store):
@@ -31,9 +33,16 @@ def test_bad_input_is_one_line_and_exit_code_2(source, tmp_path, store):
         ([f"--source=files:{tmp_path}/none", f"--out={tmp_path}/x"], "no file matches"),
         (["--tokenizer=byte", f"--out={tmp_path}/x"], "did you mean bytes?"),
         ([f"--source={source}"], "out"),
+        ([f"--source={source}", f"--out={tmp_path}/x", "--processes=0"], "processes=0 is below 1"),
     ):
         result = tokenize(*flags)
         assert result.returncode == 2, result.stderr
         (line,) = result.stderr.splitlines()
         assert fault in line
     assert not list(tmp_path.iterdir())
+
+
+def test_help_says_what_can_be_read_and_written():
+    said = tokenize("--help").stdout
+    for word in ("files:", "tfds:", "synthetic:", "bpe:", "sentencepiece:", "gs://", "--processes"):
+        assert word in said
