@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 
-def rotary_tables(length: int, head_size: int, base: float = 10_000.0) -> tuple[jax.Array, jax.Array]:
+def rotary_tables(length: int, head_size: int, base: float) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines, each L x K/2 in fp32, of rotary positions (Su et al. 2021, eq. 15)."""
     frequencies = base ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
     angles_LxK = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies

@@ -15,7 +15,7 @@ class Parameters:
 
     N_embedding: int  # token table, and learned positions
     N_head: int
-    N_blocks: int  # matrices of attention and feed-forward
+    N_blocks: int  # matrices of attention and feed-forward, and their biases
     N_norms: int
 
     @property
@@ -31,7 +31,7 @@ def parameters(shape: ModelShape) -> Parameters:
     return Parameters(
         N_embedding=V * D + (shape.n_positions or 0) * D,
         N_head=0 if shape.tied_embeddings else V * D,
-        N_blocks=N * block_matrices(shape),
+        N_blocks=N * (block_matrices(shape) + block_biases(shape)),
         N_norms=vectors * norm_width,
     )
 
@@ -43,9 +43,16 @@ def block_matrices(shape: ModelShape) -> int:
     return attention + feed_forward
 
 
+def block_biases(shape: ModelShape) -> int:
+    """Bias parameters of one block: an entry for each output of its projections, or none at all."""
+    attention = shape.head_size * (shape.n_heads + 2 * shape.kv_heads) + shape.d_model
+    feed_forward = shape.d_ff * (2 if shape.activation == "swiglu" else 1) + shape.d_model
+    return attention + feed_forward if shape.biases else 0
+
+
 @dataclasses.dataclass(frozen=True)
 class ForwardFlops:
-    """FLOPs a token of one forward pass, in pieces. A multiply-add is two."""
+    """FLOPs a token of one forward pass, in pieces. A multiply-add is two; biases, norms and activations count none."""
 
     matmul: int  # matrices of the blocks
     attention: int  # q k^T and weights x v, every query against all L keys

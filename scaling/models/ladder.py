@@ -53,52 +53,70 @@ def depth(width: float) -> float:
 
 
 @functools.lru_cache(maxsize=1024)
-def shape_for(size: float, vocab_size: int, **options: Any) -> ModelShape:
+def shape_for(size: float, vocab_size: int, n_layers: int | None = None, **options: Any) -> ModelShape:
     """The shape nearest to `size` parameters with usual proportions: d_ff = 4 D (8/3 D for SwiGLU), N = `depth`(D).
 
     Widths are about 10 % apart, by powers of two for whole tiles. A depth may be 15 % off where that comes closer, but
     no more: where layers are few, one more changes the loss by as much as the isoFLOP curve is deep. So the smallest
     sizes are met within a factor of 1.31; above 1e7 parameters all are met within 9 %.
-    `options` are further fields of ModelShape. Raises InputError outside 1e4 to 1e12, and for a size that the
-    vocabulary alone exceeds.
+    n_layers: this depth, whatever is usual; the width is the one whose N comes nearest, of four times as many widths,
+    so that several depths can be compared at one size (within 4 % above 1e5 parameters).
+    `options` are further fields of ModelShape; n_kv_heads leaves only widths whose heads it divides.
+    Raises InputError outside 1e4 to 1e12, and for a size that the vocabulary, the layers or the heads alone exceed.
     """
     if not SMALLEST <= size <= LARGEST:
         raise InputError(f"no shape for {size:.3g} parameters", do=f"sizes are {SMALLEST:.0e} to {LARGEST:.0e}")
     best, best_cost = None, math.inf
-    for width in _widths():
-        usual = depth(width)
-        for n_layers in {round(usual), *range(math.ceil(0.85 * usual), math.floor(1.15 * usual) + 1)}:
-            shape = _shape(width, n_layers, vocab_size, options)
+    for width in _widths(2 * size, finer=1 if n_layers is None else 4):
+        heads = options.get("n_heads") or _heads(width, of=options.get("n_kv_heads") or 1)
+        if heads is None:
+            continue
+        usual = n_layers or depth(width)
+        for layers in _depths(width) if n_layers is None else [n_layers]:
+            shape = _shape(width, layers, heads, vocab_size, options)
             miss = math.log(parameters(shape).N / size)
             # A tenth of the depth's own miss: size decides, and proportions settle what is nearly equal.
-            cost = abs(miss) + 0.1 * abs(math.log(n_layers / usual))
+            cost = abs(miss) + 0.1 * abs(math.log(layers / usual))
             if cost < best_cost:
                 best, best_cost = shape, cost
         if parameters(shape).N > 2 * size:
             break
-    if abs(math.log(parameters(best).N / size)) > WORST_MISS:
+    if best is None or abs(math.log(parameters(best).N / size)) > WORST_MISS:
+        given = {"vocab_size": vocab_size, "n_layers": n_layers, "n_kv_heads": options.get("n_kv_heads")}
+        asked = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+        instead = "no width has such heads" if best is None else f"the nearest has {parameters(best).N:,}"
         raise InputError(
-            f"no shape of {size:.3g} parameters with vocab_size={vocab_size}: the nearest has {parameters(best).N:,}",
-            do="a larger size, a smaller vocabulary, or tied embeddings",
+            f"no shape of {size:.3g} parameters with {asked}: {instead}",
+            do="another size, less of these, or tied embeddings, which save a table",
         )
     return best
 
 
-def _shape(width: int, n_layers: int, vocab_size: int, options: dict[str, Any]) -> ModelShape:
-    target = 128 if width >= 1280 else 64 if width >= 512 else 32
-    heads = next(h for h in range(max(1, width // target), 0, -1) if width % h == 0 and width // h % 2 == 0)
+def _shape(width: int, n_layers: int, heads: int, vocab_size: int, options: dict[str, Any]) -> ModelShape:
     swiglu = options.get("activation") == "swiglu"
     tile = _step(width)
     d_ff = tile * round(8 * width / 3 / tile) if swiglu else 4 * width
-    shape = ModelShape(width, n_layers, heads, d_ff, vocab_size)
-    return dataclasses.replace(shape, **options)
+    return dataclasses.replace(ModelShape(width, n_layers, heads, d_ff, vocab_size), **options)
 
 
-def _widths() -> Iterator[int]:
+def _heads(width: int, of: int) -> int | None:
+    """The most heads of usual size, a multiple `of` the key-value heads; None where the width has no such number."""
+    target = 128 if width >= 1280 else 64 if width >= 512 else 32
+    most = range(max(1, width // target), 0, -1)
+    return next((h for h in most if width % h == 0 and width // h % 2 == 0 and h % of == 0), None)
+
+
+def _depths(width: int) -> set[int]:
+    usual = depth(width)
+    return {round(usual), *range(math.ceil(0.85 * usual), math.floor(1.15 * usual) + 1)}
+
+
+def _widths(size: float, finer: int) -> Iterator[int]:
+    """All widths of models of at most `size`: a block alone has more parameters than its width squared."""
     width = 8
-    while True:
+    while width**2 <= size:
         yield width
-        width += _step(width)
+        width += max(2, _step(width) // finer)
 
 
 def _step(width: int) -> int:

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from scaling.models.attention import causal_attention, rotary_tables, rotate
 from scaling.runs import ModelShape
 
-NORM_EPSILON = 1e-6
 Tables = tuple[jax.Array, jax.Array] | None
 
 
@@ -48,6 +47,16 @@ class _Module(nn.Module):
         w = self.param(name, nn.with_logical_partitioning(init, axes), dimensions, jnp.float32)
         return nn.with_logical_constraint(w.astype(self.dtype), tuple(None if a == "embed" else a for a in axes))
 
+    def biased(self, y: jax.Array, name: str, axis: str) -> jax.Array:
+        """A projection's result B x L x ..., plus its bias where the shape has them.
+
+        A bias is flat, also over heads and their entries: its one axis tells the decay mask that it is no matrix.
+        """
+        if not self.shape.biases:
+            return y
+        each = y.shape[2:]
+        return y + self.weight(f"{name}_bias", nn.initializers.zeros, **{axis: math.prod(each)}).reshape(each)
+
 
 class Norm(_Module):
     """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last axis, computed in fp32."""
@@ -62,7 +71,7 @@ class Norm(_Module):
         y = x.astype(jnp.float32)
         if self.shape.norm == "layernorm":
             y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + NORM_EPSILON)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.shape.norm_epsilon)
         y = y * vector("scale", nn.initializers.ones)
         if self.shape.norm == "layernorm":
             y = y + vector("bias", nn.initializers.zeros)
@@ -79,6 +88,9 @@ class Attention(_Module):
         q_BxLxHxK = jnp.einsum("bld,dhk->blhk", x_BxLxD, self.weight("q", fan_in(D), embed=D, heads=H, head_size=K))
         k_BxLxGxK = jnp.einsum("bld,dgk->blgk", x_BxLxD, self.weight("k", fan_in(D), embed=D, heads=G, head_size=K))
         v_BxLxGxK = jnp.einsum("bld,dgk->blgk", x_BxLxD, self.weight("v", fan_in(D), embed=D, heads=G, head_size=K))
+        q_BxLxHxK = self.biased(q_BxLxHxK, "q", "heads")
+        k_BxLxGxK = self.biased(k_BxLxGxK, "k", "heads")
+        v_BxLxGxK = self.biased(v_BxLxGxK, "v", "heads")
         if s.qk_norm:
             q_BxLxHxK = Norm(s, self.dtype, name="q_norm")(q_BxLxHxK)
             k_BxLxGxK = Norm(s, self.dtype, name="k_norm")(k_BxLxGxK)
@@ -89,7 +101,7 @@ class Attention(_Module):
         )
         o_BxLxHxK = causal_attention(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK)
         out = self.weight("out", residual_init(s, H * K), heads=H, head_size=K, embed=D)
-        return jnp.einsum("blhk,hkd->bld", o_BxLxHxK, out)
+        return self.biased(jnp.einsum("blhk,hkd->bld", o_BxLxHxK, out), "out", "embed")
 
 
 class FeedForward(_Module):
@@ -99,13 +111,15 @@ class FeedForward(_Module):
     def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
         s = self.shape
         D, F = s.d_model, s.d_ff
-        h_BxLxF = x_BxLxD @ self.weight("up", fan_in(D), embed=D, mlp=F)
+        h_BxLxF = self.biased(x_BxLxD @ self.weight("up", fan_in(D), embed=D, mlp=F), "up", "mlp")
         if s.activation == "swiglu":
-            h_BxLxF = h_BxLxF * jax.nn.silu(x_BxLxD @ self.weight("gate", fan_in(D), embed=D, mlp=F))
+            gate_BxLxF = self.biased(x_BxLxD @ self.weight("gate", fan_in(D), embed=D, mlp=F), "gate", "mlp")
+            h_BxLxF = h_BxLxF * jax.nn.silu(gate_BxLxF)
         else:
             h_BxLxF = jax.nn.gelu(h_BxLxF)
         h_BxLxF = constrain(h_BxLxF, "batch", "length", "mlp")
-        return h_BxLxF @ self.weight("down", residual_init(s, F), mlp=F, embed=D)
+        down = self.weight("down", residual_init(s, F), mlp=F, embed=D)
+        return self.biased(h_BxLxF @ down, "down", "embed")
 
 
 class Block(_Module):
@@ -156,7 +170,7 @@ class Transformer(_Module):
         if self.shape.positions == "learned":
             x_BxLxD = x_BxLxD + self.positions_LxD[:L]
         else:
-            rotary = rotary_tables(L, self.shape.head_size)
+            rotary = rotary_tables(L, self.shape.head_size, self.shape.rotary_base)
         x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
         if self.scan:
             x_BxLxD, _ = self.blocks(x_BxLxD, rotary)

@@ -15,13 +15,15 @@ KEPT = 2
 class Checkpoints:
     """The checkpoints under a directory, the newest two kept. To be used with `with`: leaving waits for pending writes.
 
-    A save is atomic: a killed process leaves the previous one as the latest.
+    A save is atomic: a killed process leaves the previous one as the latest. With read_only, nothing there is touched:
+    another process may be saving.
     """
 
-    def __init__(self, directory: pathlib.Path):
-        logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells every step of every save
+    def __init__(self, directory: pathlib.Path, read_only: bool = False):
+        # Orbax tells every step of every save, and warns of all that reading alone implies.
+        logging.getLogger("absl").setLevel(logging.ERROR if read_only else logging.WARNING)
         policy = preservation_policy.LatestN(KEPT)
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy)
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, read_only=read_only)
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
     def __enter__(self) -> "Checkpoints":

@@ -43,6 +43,7 @@ def random_shape(seed):
         activation=["gelu", "swiglu"][rng.integers(2)],
         tied_embeddings=bool(rng.integers(2)),
         qk_norm=bool(rng.integers(2)),
+        biases=bool(rng.integers(2)),
     )
 
 
@@ -112,7 +113,7 @@ def test_parameters_equal_the_abstract_tree_piece_by_piece(seed):
         {},
         {"tied_embeddings": True, "output_init": "zero"},
         {"activation": "swiglu", "qk_norm": True},
-        {"n_kv_heads": 2, "d_head": 6, "norm": "layernorm"},
+        {"n_kv_heads": 2, "d_head": 6, "norm": "layernorm", "biases": True},
         {"n_kv_heads": 1, "positions": "learned", "n_positions": 40, "activation": "swiglu", "tied_embeddings": True},
     ],
 )

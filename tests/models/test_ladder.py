@@ -41,6 +41,34 @@ def test_a_size_that_the_vocabulary_alone_exceeds_is_refused():
         shape_for(1e4, 32_000)
 
 
+@pytest.mark.parametrize(("vocab_size", "smallest", "largest"), CASES)
+def test_a_given_depth_is_kept_and_the_size_is_met(vocab_size, smallest, largest):
+    """From half to twice the usual depth, at one size each within 4 %, as shape_for states."""
+    for size in np.geomspace(max(smallest, 1e5), largest, 7):
+        usual = shape_for(size, vocab_size).n_layers
+        for n_layers in {max(1, usual // 2), usual, 2 * usual}:
+            shape = shape_for(size, vocab_size, n_layers=n_layers, activation="swiglu")
+            assert shape.n_layers == n_layers
+            assert abs(math.log(parameters(shape).N / size)) < 0.04, (size, shape)
+
+
+def test_a_depth_that_no_width_brings_to_the_size_is_refused():
+    with pytest.raises(InputError, match="vocab_size=257, n_layers=200: the nearest has"):
+        shape_for(1e4, 257, n_layers=200)
+
+
+def test_grouped_queries_choose_widths_whose_heads_they_divide():
+    """At 1e8, 3 key-value heads leave widths 576 and 768, a factor of 1.5 apart in size: met within its root."""
+    for n_kv_heads in (1, 3, 8):
+        shape = shape_for(1e8, 32_000, n_kv_heads=n_kv_heads)
+        assert shape.kv_heads == n_kv_heads
+        assert abs(math.log(parameters(shape).N / 1e8)) < math.log(1.25)
+    with pytest.raises(InputError, match="n_kv_heads=16: no width has such heads"):
+        shape_for(1e4, 257, n_kv_heads=16)
+    with pytest.raises(InputError, match="n_kv_heads=17: no width has such heads"):
+        shape_for(1e8, 257, n_kv_heads=17)
+
+
 def test_depth_is_table_a9s():
     """To a factor of 1.75: the table itself has 10, 13 and 16 layers at one width of 640."""
     for d_model, _, _, _, n_layers in CHINCHILLA.values():

@@ -10,8 +10,10 @@ import pytest
 from flax import linen as nn
 
 from scaling.models.attention import causal_attention, rotary_tables, rotate
-from scaling.models.transformer import NORM_EPSILON, Transformer, abstract_params, init_params
+from scaling.models.parameter_files import flatten, unflatten
+from scaling.models.transformer import Transformer, abstract_params, init_params
 from scaling.runs import ModelShape
+from scaling.training.optimizer import decay_mask
 from scaling.training.step import token_losses
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -26,7 +28,7 @@ OPTIONS = {
     "tied_embeddings": (False, True),
     "qk_norm": (False, True),
     "n_kv_heads": (None, 2),
-    "output_init": ("depth_scaled", "zero"),
+    "biases": (False, True),
 }
 # The orthogonal array L8(2^7): each pair of options meets in each of its four combinations, in eight rows for 128.
 PAIRWISE = [
@@ -75,10 +77,14 @@ def loss_and_gradient(shape, scan=True, **options):
 
 
 def assert_close(tree, expected, rtol=SUMMED):
-    """Leaf by leaf, relative to the leaf's largest entry."""
+    """Leaf by leaf, relative to the leaf's largest entry, or to 1e-3 if that is larger.
+
+    Without rotary positions and norms, a key bias moves all scores of a query alike: its gradient is rounding alone.
+    """
     assert jax.tree.structure(tree) == jax.tree.structure(expected)
     for (path, x), y in zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(x, y, rtol=0, atol=rtol * np.abs(y).max(), err_msg=jax.tree_util.keystr(path))
+        atol = rtol * max(np.abs(y).max(), 1e-3)
+        np.testing.assert_allclose(x, y, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))
 
 
 def rows(chosen):
@@ -122,7 +128,8 @@ def test_remat_changes_nothing_and_is_there(scan):
 
 @rows(slice(8))
 def test_zero_output_projections_make_every_block_the_identity(shape):
-    """Then the hidden states are the final norm of the embeddings, worked out here in float64."""
+    """But for biases: the hidden states are then the final norm of embeddings and biases, worked out in float64."""
+    shape = dataclasses.replace(shape, norm_epsilon=0.03)
     params = initial(shape)
 
     def zero_outputs(path, x):
@@ -131,9 +138,12 @@ def test_zero_output_projections_make_every_block_the_identity(shape):
     x_LxD = np.asarray(params["embedding"][:L], np.float64)
     if shape.positions == "learned":
         x_LxD = x_LxD + params["positions"]
+    if shape.biases:
+        blocks = params["blocks"]
+        x_LxD = x_LxD + (blocks["attention"]["out_bias"] + blocks["mlp"]["down_bias"]).sum(axis=0)
     if shape.norm == "layernorm":
         x_LxD = x_LxD - x_LxD.mean(axis=-1, keepdims=True)
-    expected = x_LxD / np.sqrt((x_LxD**2).mean(axis=-1, keepdims=True) + NORM_EPSILON)
+    expected = x_LxD / np.sqrt((x_LxD**2).mean(axis=-1, keepdims=True) + shape.norm_epsilon)
     expected = expected * params["final_norm"]["scale"] + params["final_norm"].get("bias", 0.0)
     silenced = hidden(shape, jax.tree.map_with_path(zero_outputs, params))[0]
     np.testing.assert_allclose(silenced, expected, rtol=0, atol=10 * EPS * np.abs(expected).max())
@@ -186,6 +196,39 @@ def test_bf16_is_close_to_fp32_and_keeps_parameters_and_logits_in_fp32(shape):
     assert model.apply({"params": params}, x_BxLxD, method=Transformer.logits).dtype == np.float32
 
 
+def test_the_rotary_base_is_the_shapes():
+    params = initial(SHAPE)
+    other = hidden(dataclasses.replace(SHAPE, rotary_base=100.0), params)
+    assert np.abs(other - hidden(SHAPE, params)).max() > 1e-3
+
+
+def test_a_bias_is_what_a_constant_input_adds():
+    """Entry 0 of the normed input is made 1 everywhere: row 0 of a matrix then does what its bias does."""
+    shape = dataclasses.replace(SHAPE, n_kv_heads=2, norm="layernorm", activation="swiglu", biases=True)
+    params = flatten(initial(shape))
+    for norm in ("norm1", "norm2"):
+        params[f"blocks/{norm}/scale"] = params[f"blocks/{norm}/scale"].at[:, 0].set(0.0)
+        params[f"blocks/{norm}/bias"] = params[f"blocks/{norm}/bias"].at[:, 0].set(1.0)
+    for name in ("attention/q", "attention/k", "attention/v", "mlp/up", "mlp/gate"):
+        matrix, bias = params[f"blocks/{name}"], params[f"blocks/{name}_bias"]
+        without = {**params, f"blocks/{name}_bias": jnp.zeros_like(bias)}
+        moved = {**without, f"blocks/{name}": matrix.at[:, 0].add(bias.reshape(matrix[:, 0].shape))}
+        expected, other, none = (hidden(shape, unflatten(p)) for p in (params, moved, without))
+        np.testing.assert_allclose(other, expected, rtol=0, atol=SUMMED * np.abs(expected).max(), err_msg=name)
+        assert np.abs(none - expected).max() > 1e-3, name
+
+
+def test_biases_start_at_zero_and_do_not_decay():
+    shape = dataclasses.replace(SHAPE, biases=True, activation="swiglu")
+    params = flatten(nn.unbox(jax.jit(lambda key: init_params(Transformer(shape), key))(jax.random.key(0))))
+    biases = {name for name in params if name.endswith("_bias")}
+    assert len(biases) == 7
+    assert {name for name, x in params.items() if not np.any(x)} == biases
+    assert {name for name, yes in flatten(decay_mask(abstract_params(shape))).items() if not yes} == {
+        name for name in params if name in biases or "norm" in name
+    }
+
+
 def test_learned_positions_and_rotary_ones_see_the_order():
     """The last output changes when two earlier inputs change places, which without positions it would not.
 
@@ -225,7 +268,7 @@ def test_rotary_scores_depend_on_relative_position_only():
     """The same query and key everywhere: scores are constant along diagonals, and differ between them."""
     length, K = 64, 16
     q, k = np.random.default_rng(0).standard_normal((2, K)).astype(np.float32)
-    tables = rotary_tables(length, K)
+    tables = rotary_tables(length, K, 10_000.0)
     q_LxK, k_LxK = (rotate(jnp.broadcast_to(x, (1, length, 1, K)), tables)[0, :, 0] for x in (q, k))
     scores_LxL = np.asarray(q_LxK @ k_LxK.T, np.float64)
     # An angle of up to 64 in fp32 is off by up to 64 EPS / 2, and so is the score relative to |q||k|; a pair has two.
@@ -235,12 +278,13 @@ def test_rotary_scores_depend_on_relative_position_only():
     assert math.isclose(scores_LxL[0, 0], q @ k, rel_tol=10 * EPS)
 
 
-def test_rotary_is_a_complex_rotation():
-    """Su et al. 2021, eq. 15 in its complex form: pair n at position l turns by l / 10,000^(2n / K)."""
+@pytest.mark.parametrize("base", [10_000.0, 500_000.0])
+def test_rotary_is_a_complex_rotation(base):
+    """Su et al. 2021, eq. 15 in its complex form: pair n at position l turns by l / base^(2n / K)."""
     length, K = 32, 8
     x_LxK = np.random.default_rng(0).standard_normal((length, K))
-    turned = np.asarray(rotate(jnp.asarray(x_LxK, jnp.float32)[None, :, None], rotary_tables(length, K))[0, :, 0])
-    angles_LxK = np.arange(length)[:, None] * 10_000.0 ** (-2 * np.arange(K // 2) / K)
+    turned = np.asarray(rotate(jnp.asarray(x_LxK, jnp.float32)[None, :, None], rotary_tables(length, K, base))[0, :, 0])
+    angles_LxK = np.arange(length)[:, None] * base ** (-2 * np.arange(K // 2) / K)
     expected = (x_LxK[:, : K // 2] + 1j * x_LxK[:, K // 2 :]) * np.exp(1j * angles_LxK)
     atol = length * EPS * np.abs(x_LxK).max()  # rounding of the angles
     np.testing.assert_allclose(turned[:, : K // 2], expected.real, rtol=0, atol=atol)
