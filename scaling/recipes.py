@@ -4,6 +4,9 @@
 
 The batch is a function of the budget alone, so that it is one along an isoFLOP curve: a batch that changes with size
 inside a curve would mix its effect with that of size.
+
+The rates of these recipes are rules of thumb. `rule:PATH` is a recipe whose rates were tuned: the rule that tools.tune
+has fitted to a tuning sweep, over the recipe that the sweep followed.
 """
 
 import dataclasses
@@ -11,6 +14,8 @@ import math
 from collections.abc import Callable
 
 from scaling.errors import InputError, nearest
+from scaling.models.counts import parameters
+from scaling.rules import LearningRateRule, read_rule
 from scaling.runs import ModelShape, OptimizerSpec, ScheduleSpec
 
 
@@ -72,10 +77,54 @@ def deepseek_batch(budget: float, sequence_length: int) -> int:
 
 
 RECIPES: dict[str, Recipe] = {"small": small, "chinchilla": chinchilla, "wsd": wsd}
+RULE = "rule:"
 
 
 def get_recipe(name: str) -> Recipe:
-    """The recipe of a name. Raises InputError for an unknown one."""
-    if name not in RECIPES:
-        raise InputError(f"unknown recipe {name!r}", where="config.recipe", do=nearest(name, RECIPES))
-    return RECIPES[name]
+    """The recipe of a name: one of RECIPES, or `rule:PATH`, the base recipe of the learning-rate rule in that file with
+    its peak rate replaced by the rule's, at the N and the batch of each run.
+
+    Raises InputError for an unknown name, and as `read_rule` does.
+    """
+    rule, base = recipe_rule(name), RECIPES[base_recipe(name)]
+    return base if rule is None else _tuned(base, rule)
+
+
+def base_recipe(name: str) -> str:
+    """The one of RECIPES that a recipe is, or follows in all but the rate. Raises InputError as `get_recipe`."""
+    rule = recipe_rule(name)
+    base, where = (name, "config.recipe") if rule is None else (rule.base, name)
+    if base not in RECIPES:
+        raise InputError(f"unknown recipe {base!r}", where, nearest(base, RECIPES))
+    return base
+
+
+def recipe_rule(name: str) -> LearningRateRule | None:
+    """The rule that a recipe's rates follow, None for a recipe that has none. Raises InputError as `read_rule`."""
+    return read_rule(name.removeprefix(RULE)) if name.startswith(RULE) else None
+
+
+def with_batch(settings: Settings, batch_size: int, sequence_length: int) -> Settings:
+    """The same tokens in batches of another size: steps change, and warm-up and decay with them, in proportion.
+
+    All are rounded to whole steps; a warm-up or decay that was there keeps at least one.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} is not positive")
+    tokens = settings.steps * settings.batch_size * sequence_length
+    steps = max(1, round(tokens / (batch_size * sequence_length)))
+    warmup, decay = (
+        max(1, round(count * steps / settings.steps)) if count else 0
+        for count in (settings.schedule.warmup_steps, settings.schedule.decay_steps)
+    )
+    schedule = dataclasses.replace(settings.schedule, warmup_steps=warmup, decay_steps=decay)
+    return dataclasses.replace(settings, batch_size=batch_size, steps=steps, schedule=schedule)
+
+
+def _tuned(base: Recipe, rule: LearningRateRule) -> Recipe:
+    def recipe(shape: ModelShape, tokens: float, budget: float, sequence_length: int) -> Settings:
+        settings = base(shape, tokens, budget, sequence_length)
+        peak_lr = rule.peak_lr(parameters(shape).N, settings.batch_size * sequence_length)
+        return dataclasses.replace(settings, optimizer=dataclasses.replace(settings.optimizer, peak_lr=peak_lr))
+
+    return recipe

@@ -1,13 +1,32 @@
+import dataclasses
 import math
 
 import pytest
 
 from scaling.errors import InputError
+from scaling.models.counts import parameters
 from scaling.models.ladder import chinchilla_shape
-from scaling.recipes import RECIPES, deepseek_batch, get_recipe
+from scaling.recipes import RECIPES, base_recipe, deepseek_batch, get_recipe, recipe_rule, with_batch
+from scaling.rules import LearningRateRule, write_rule
 from scaling.runs import ModelShape
 
 TINY = ModelShape(32, 2, 2, 128, 257)
+RULE = LearningRateRule(
+    base="small",
+    a=1.0,
+    b=-0.5,
+    c=0.25,
+    N_range=(1e4, 1e6),
+    B_range=(256.0, 1024.0),
+    D_range=(2e5, 2e7),
+    sizes=2,
+    optima=4,
+    residual_sd=None,
+    covariance=None,
+    t=None,
+    penalty=0.02,
+    source="0" * 64,
+)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -75,3 +94,51 @@ def test_deepseek_batch_is_the_nearest_power_of_two(budget, length):
 def test_an_unknown_recipe_names_the_nearest():
     with pytest.raises(InputError, match=r"unknown recipe 'chinchila' \(did you mean chinchilla\?\)"):
         get_recipe("chinchila")
+
+
+@pytest.mark.parametrize("base", RECIPES)
+def test_a_rule_replaces_the_rate_of_its_base_and_nothing_else(tmp_path, base):
+    path = tmp_path / "rule.json"
+    write_rule(dataclasses.replace(RULE, base=base), path)
+    asked = (TINY, 1e6, 2e11, 64)
+    plain, tuned = get_recipe(base)(*asked), get_recipe(f"rule:{path}")(*asked)
+    wanted = math.exp(1.0) * parameters(TINY).N ** -0.5 * (plain.batch_size * 64) ** 0.25
+    assert math.isclose(tuned.optimizer.peak_lr, wanted)
+    assert dataclasses.replace(tuned.optimizer, peak_lr=plain.optimizer.peak_lr) == plain.optimizer
+    assert dataclasses.replace(tuned, optimizer=plain.optimizer) == plain
+
+
+def test_the_rule_of_a_recipe(tmp_path):
+    write_rule(RULE, tmp_path / "rule.json")
+    assert recipe_rule(f"rule:{tmp_path}/rule.json") == RULE
+    assert recipe_rule("small") is None
+    assert base_recipe(f"rule:{tmp_path}/rule.json") == base_recipe("small") == "small"
+
+
+def test_a_rule_that_cannot_be_followed_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"absent\.json: no such file"):
+        get_recipe(f"rule:{tmp_path}/absent.json")
+    write_rule(dataclasses.replace(RULE, base="smal"), tmp_path / "rule.json")
+    with pytest.raises(InputError, match=r"rule\.json: unknown recipe 'smal' \(did you mean small\?\)"):
+        get_recipe(f"rule:{tmp_path}/rule.json")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("factor", [0.25, 0.5, 1, 2, 8])
+def test_another_batch_sees_the_same_tokens_on_the_same_schedule(name, factor):
+    before = get_recipe(name)(TINY, 1e9, 1e18, 64)
+    after = with_batch(before, int(before.batch_size * factor), 64)
+    assert after.batch_size == before.batch_size * factor
+    assert abs(after.steps * after.batch_size - before.steps * before.batch_size) <= after.batch_size / 2
+    for part in ("warmup_steps", "decay_steps"):
+        was, became = getattr(before.schedule, part), getattr(after.schedule, part)
+        assert (was == 0) == (became == 0)
+        assert abs(became - was / factor) <= 1
+    assert after.optimizer == before.optimizer
+
+
+def test_a_short_warm_up_stays_one():
+    settings = get_recipe("chinchilla")(TINY, 64 * 100, 1e9, 64)
+    assert with_batch(settings, 16 * settings.batch_size, 64).schedule.warmup_steps == 1
+    with pytest.raises(InputError, match="batch_size=0 is not positive"):
+        with_batch(settings, 0, 64)

@@ -1,36 +1,48 @@
-"""python -m tools.analyze --runs=a.csv[,b.csv] [--curves=c.csv] --out=DIR [--target_flops=1e21,...]
-[--loss_unit=nats|bits]
+"""python -m tools.analyze --runs=a.csv[,b.csv] [--curves=c.csv[,...]] --out=DIR [--target_flops=1e21,...]
 
 Fits scaling laws to a table of runs, anyone's: the three approaches of Hoffmann et al. 2022 with bootstrap intervals,
-the compute-optimal run at each target, figures and an offline report. The table needs columns N (parameters), D
-(tokens) and loss; C (FLOPs) defaults to 6ND. Where it is the results.csv of a sweep, the runs to do next are complete
-configurations of that sweep, for experiments.train --run.
+the compute-optimal run at each target, the noise floor of seed replicates, figures and an offline report. The table
+needs columns N (parameters), D (tokens) and loss; C (FLOPs) defaults to 6ND. Where it is the results.csv of a sweep,
+the runs to do next are complete configurations of that sweep, for experiments.train --run.
+
+Tables with other names, another of their losses, rows to leave out:
+    --columns=N=params,D=tokens,run=name --loss=val/loss --exclude="C < 1e18 because too short to leave the warm-up"
+
+Curves are CSV files with a row a point, charts exported from Weights & Biases, scalars exported from TensorBoard (a CSV
+a run), or folders of event files. What they do not say of their runs is taken from the table, by the run's name:
+    --curves=chart.csv --curve_columns=loss=val/loss --tokens_per_step=524288
 """
 
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
 from absl import flags
 
 from scaling import command
 from scaling.analysis.analyze import RESAMPLES, Analysis, analyze
-from scaling.analysis.curves import read_curves
+from scaling.analysis.columns import parse_columns
+from scaling.analysis.curves import SPLIT, Curves, read_curves
 from scaling.analysis.decisions import next_runs
 from scaling.analysis.report import summary, write_report
-from scaling.analysis.table import read_table
-from scaling.data.token_store import open_store
+from scaling.analysis.table import UNIT, Table, read_frame, read_table
 from scaling.errors import InputError
-from scaling.study import configured
-from scaling.sweeps.workdir import read_sweep
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("runs", None, "CSV files of runs; their rows are joined", required=True)
-flags.DEFINE_string("curves", "", "CSV file of losses during training, for Approach 1")
+flags.DEFINE_list("columns", [], "their names for our columns: N=params,D=tokens,run=name,...")
+flags.DEFINE_string("loss", "loss", "the column of losses to fit: loss, or that of another held-out text")
+flags.DEFINE_enum("loss_unit", "nats", list(UNIT), "unit of it: nats or bits per token (converted), or bits per byte")
+flags.DEFINE_multi_string("exclude", [], '"EXPRESSION because REASON": rows to leave out; may be given again')
+flags.DEFINE_bool("drop_outliers", False, "leave out the rows that the column outlier marks")
+flags.DEFINE_list("curves", [], "files or folders of losses during training, for Approach 1")
+flags.DEFINE_list("curve_columns", [], "the same for the curves; loss= names the metric of a chart, the tag of events")
+flags.DEFINE_string("curve_split", SPLIT, "the held-out text of the curves, where they have a column split")
+flags.DEFINE_enum("curve_loss_unit", None, list(UNIT), "unit of the curves' losses; as --loss_unit, unless that is bpb")
+flags.DEFINE_float("tokens_per_step", None, "of curves in steps; none: D over steps of the table", lower_bound=1)
 flags.DEFINE_string("out", None, "folder for report.html, report.json, next_run.json and the figures", required=True)
 flags.DEFINE_list("target_flops", [], "budgets to recommend a run for; none: twice the largest C of the table")
-flags.DEFINE_enum("loss_unit", "nats", ["nats", "bits"], "unit of the column loss, per token; bits are converted")
-flags.DEFINE_bool("drop_outliers", False, "leave out the rows that the column outlier marks")
 flags.DEFINE_integer("resamples", RESAMPLES, "bootstrap resamples", lower_bound=100)
 flags.DEFINE_integer("seed", 0, "of the bootstrap", lower_bound=0)
 
@@ -39,19 +51,70 @@ def main(argv: Sequence[str]) -> None:
     """Reads, analyses, writes, and prints what matters."""
     del argv
     targets = [_flops(text) for text in FLAGS.target_flops]
-    table = read_table(FLAGS.runs, loss_unit=FLAGS.loss_unit, drop_outliers=FLAGS.drop_outliers)
-    curves = read_curves(FLAGS.curves, loss_unit=FLAGS.loss_unit) if FLAGS.curves else None
+    columns = _run_columns()
+    table = read_table(
+        FLAGS.runs,
+        columns=columns,
+        loss_unit=FLAGS.loss_unit,
+        drop_outliers=FLAGS.drop_outliers,
+        exclude=FLAGS.exclude,
+    )
+    curves = _curves(table, columns) if FLAGS.curves else None
     analysis = analyze(table, curves, targets, FLAGS.resamples, FLAGS.seed)
-    write_report(analysis, FLAGS.out, next_runs=_next_runs(analysis, pathlib.Path(FLAGS.runs[0]).parent))
+    write_report(analysis, FLAGS.out, **_of_sweep(analysis, pathlib.Path(FLAGS.runs[0]).parent))
     print(summary(analysis))
     print(f"report: {FLAGS.out}/report.html")
 
 
-def _next_runs(analysis: Analysis, workdir: pathlib.Path) -> list[dict[str, Any]]:
+def _run_columns() -> dict[str, str]:
+    columns = parse_columns(FLAGS.columns, "columns")
+    if FLAGS.loss == "loss":
+        return columns
+    if "loss" in columns:
+        raise InputError(f"--loss={FLAGS.loss} and --columns=loss={columns['loss']}", do="give one of them")
+    return {**columns, "loss": FLAGS.loss}
+
+
+def _curves(table: Table, columns: dict[str, str]) -> Curves:
+    unit = FLAGS.curve_loss_unit or FLAGS.loss_unit
+    if FLAGS.loss_unit == "bpb" and not FLAGS.curve_loss_unit:
+        do = "curve_loss_unit=nats if it is that of curves.csv"
+        raise InputError("--loss_unit=bpb does not tell the unit of the curves", do=f"give it: --{do}")
+    return read_curves(
+        FLAGS.curves,
+        runs=read_frame(FLAGS.runs, columns),
+        columns=parse_columns(FLAGS.curve_columns, "curve_columns"),
+        tokens_per_step=FLAGS.tokens_per_step,
+        split=FLAGS.curve_split,
+        loss_unit=unit,
+        left_out=table.excluded_runs,
+    )
+
+
+def _of_sweep(analysis: Analysis, workdir: pathlib.Path) -> dict[str, Any]:
+    """What the report can tell besides, where the table is the results.csv of a sweep: of write_report's arguments."""
     if not (workdir / "sweep.json").exists():
-        return next_runs(analysis)
+        return {}
+    # Imported here: a table of other people's runs needs none of what makes and stores runs.
+    from scaling.analysis.tuning import rates_report
+    from scaling.recipes import recipe_rule
+    from scaling.study import configured
+    from scaling.sweeps.cells import Common
+    from scaling.sweeps.texts import text_of
+    from scaling.sweeps.variants import varied_config
+    from scaling.sweeps.workdir import open_stores, read_sweep
+
     sweep = read_sweep(workdir)
-    return configured(sweep.config, open_store(sweep.store_path), next_runs(analysis))
+    if len(sweep.config.variants) > 1:
+        return {}  # which of them to go on with is not this table's to say
+    (variant,) = sweep.config.variants
+    config = varied_config(sweep.config, variant)
+    rates = rates_report(pd.read_csv(workdir / "results.csv"), recipe_rule(config.recipe), config.recipe)
+    try:
+        text = text_of(sweep.grid[0].run.data, open_stores(sweep))
+    except InputError as error:  # a table may be read where its text is not
+        return {"rates": rates, "notes": [f"The next runs have no configuration here: {error}"]}
+    return {"next_runs": configured(Common(config, text, variant), next_runs(analysis)), "rates": rates}
 
 
 def _flops(text: str) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling.analysis import decisions, envelope, fitting, frontier, isoflop, laws, uncertainty, verdicts
+from scaling.analysis import decisions, envelope, fitting, frontier, isoflop, laws, noise, uncertainty, verdicts
 from scaling.analysis.curves import Curves
 from scaling.analysis.table import Table
 from scaling.errors import InputError
@@ -21,7 +21,7 @@ class Analysis:
 
     fit: Approach 3, with theta_BxP its bootstrap draws, of which `unconverged` are not stationary; isoflop: Approach 2;
     envelope: Approach 1; their *_draws likewise. local_slope: EST of d ln N* / d ln C under the table's own C, at the
-    geometric middle of its C.
+    geometric middle of its C. noise: what replicates scatter by.
     """
 
     table: Table
@@ -39,6 +39,7 @@ class Analysis:
     envelope_draws: uncertainty.Draws | None
     local_slope: dict[str, Any]
     held_out_rmse: float | None
+    noise: noise.Noise | str
     optima: tuple[dict[str, Any], ...]
     warnings: tuple[dict[str, Any], ...]
 
@@ -96,6 +97,7 @@ def analyze(
         envelope_draws=lower_draws,
         local_slope=uncertainty.estimate(slope, slope_B),
         held_out_rmse=held_out_rmse(table),
+        noise=noise.noise(table, fit),
         optima=(),
         warnings=(),
     )

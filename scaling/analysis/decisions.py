@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def predict_loss(analysis: "Analysis", N: float, D: float) -> dict[str, Any]:
-    """EST of the measured loss, nats per token, of a new run of N parameters on D tokens.
+    """EST of the measured loss, in the table's unit, of a new run of N parameters on D tokens.
 
     The value is the fitted law's. The interval joins the law's uncertainty (bootstrap draws) with the scatter of single
     runs about it (resampled residuals, inflated by sqrt(n / (n - P))). It supposes that the law holds at (N, D).

@@ -37,7 +37,7 @@ class Fit:
     certificate: dict[str, Any]
 
     def loss(self, N: np.ndarray | float, D: np.ndarray | float) -> np.ndarray:
-        """The law's loss, nats per token, at N parameters and D tokens (broadcast)."""
+        """The law's loss, in the unit of the runs', at N parameters and D tokens (broadcast)."""
         N, D = np.broadcast_arrays(np.asarray(N, np.float64), np.asarray(D, np.float64))
         return law_loss(self.law, self.theta_P[None], self.centre, N.ravel(), D.ravel())[0].reshape(N.shape)
 
@@ -79,7 +79,7 @@ def refit(fitted: Fit, inputs: Inputs, loss_R: np.ndarray, weight_BxR: np.ndarra
 def law_loss(
     law: Law, theta_BxP: np.ndarray, centre: np.ndarray, N: np.ndarray | float, D: np.ndarray | float
 ) -> np.ndarray:
-    """loss_BxM, nats per token, of B parameter vectors at points N_M, D_M, or at points of their own, N_BxM, D_BxM."""
+    """loss_BxM of B parameter vectors at points N_M, D_M, or at points of their own, N_BxM, D_BxM."""
     return np.exp(law.log_loss(theta_BxP, Inputs(np.asarray(N, np.float64), np.asarray(D, np.float64)), centre))
 
 

@@ -1,55 +1,14 @@
 """report.html: one file that opens anywhere, with every figure inside it and nothing fetched, scripted or hidden."""
 
 import json
-import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from scaling.analysis import words
 from scaling.analysis.analyze import Analysis
+from scaling.analysis.html import bullets, document, est, figure, flops, folded, sections, table
 from scaling.analysis.style import APPROACH_NAME, si
-
-CSS = """
-:root { --ink: #1c1c1c; --soft: #5c5c5c; --line: #dcdcdc; --paper: #fdfdfc; --card: #ffffff; --note: #f4f3ef;
-  --mark: #0072b2; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e4df; --soft: #a5a29b; --line: #3a3936; --paper: #1a1a19; --card: #ffffff; --note: #262523;
-    --mark: #6db6e8; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 "Charter", "Iowan Old Style", "Source Serif 4", "Georgia", "Cambria", serif; }
-main { max-width: 50rem; margin: 0 auto; padding: 3rem 1.25rem 5rem; }
-h1, h2, h3, th, .label, figcaption, .code { font-family: "Inter", "Helvetica Neue", "Segoe UI", "Arial", sans-serif; }
-h1 { font-size: 1.9rem; line-height: 1.2; letter-spacing: -0.015em; margin: 0 0 .4rem; }
-h2 { font-size: 1.2rem; letter-spacing: -0.01em; margin: 3rem 0 .6rem; padding-top: 1rem; border-top: 1px solid
-var(--line); } p, ul { margin: .6rem 0; } li { margin: .3rem 0; }
-.lead { color: var(--soft); margin: 0 0 1.6rem; }
-.answer { background: var(--note); border-left: 3px solid var(--mark); padding: .9rem 1.2rem; margin: 1.2rem 0; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; margin: 1rem 0; font-size: .88rem; font-variant-numeric: tabular-nums
-lining-nums; } th { text-align: right; font-weight: 600; font-size: .76rem; color: var(--soft); vertical-align: bottom;
-} td { text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-td.words { white-space: normal; text-align: left; } th.words { text-align: left; }
-th, td { padding: .34rem .6rem; border-bottom: 1px solid var(--line); }
-thead th { border-bottom: 1.5px solid var(--soft); }
-.ci { color: var(--soft); }
-figure { margin: 1.4rem 0; break-inside: avoid; }
-figure .plot { background: var(--card); border-radius: 4px; padding: .6rem; }
-figure svg { display: block; width: 100%; max-width: 44rem; height: auto; margin: 0 auto; }
-figcaption { font-size: .82rem; line-height: 1.45; color: var(--soft); margin-top: .5rem; }
-.code { font-size: .72rem; color: var(--soft); border: 1px solid var(--line); border-radius: 3px;
-  padding: .05rem .35rem; white-space: nowrap; }
-pre { font-size: .78rem; line-height: 1.4; overflow-x: auto; background: var(--note); padding: .8rem 1rem; }
-summary { cursor: pointer; } .hash { overflow-wrap: anywhere; }
-sup { line-height: 0; }
-@media print {
-  :root { --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --note: #f4f3ef; --mark: #0072b2; }
-  body { font-size: 10.5pt; } main { max-width: none; padding: 0; } h2, table { break-after: avoid; } tr { break-inside:
-avoid; } }
-"""
 
 
 def page(
@@ -60,77 +19,25 @@ def page(
     title: str,
     notes: Sequence[str],
 ) -> str:
-    """The whole page. report: the content of report.json; runs: of next_run.json; figures: SVG text by name."""
-    sections = [
+    """The whole page. report: the content of report.json; runs: of next_run.json; figures: SVG text by name, as
+    many as there are."""
+    drawn = {name: figure(svg, name, words.caption(name, analysis)) for name, svg in figures.items()}
+    parts = [
         ("", _head(analysis, title)),
         ("What to run next", _next(analysis, runs)),
         ("The prediction, put to the test", _prediction(report.get("prediction"))),
-        ("How the optimum grows with compute", _exponents(analysis, report) + _figure("optima", figures)),
-        ("IsoFLOP minima (Approach 2)", _isoflop(report["approach2"], figures)),
-        ("The fitted law (Approach 3)", _law(report["approach3"], report["laws"][0], figures)),
-        ("The envelope of the training curves (Approach 1)", _envelope(report["approach1"], figures)),
+        ("How the optimum grows with compute", _exponents(analysis, report) + drawn.get("optima", "")),
+        ("IsoFLOP minima (Approach 2)", _isoflop(report["approach2"], drawn)),
+        ("The fitted law (Approach 3)", _law(report["approach3"], report["laws"][0], drawn)),
+        ("The noise floor", _noise(analysis, report["noise"])),
+        ("The envelope of the training curves (Approach 1)", _envelope(report["approach1"], drawn)),
+        ("Learning rates", _rates(report["learning_rates"])),
         ("Warnings", _warnings(analysis)),
-        ("What this does not tell you", _list(words.limits(analysis))),
+        ("What this does not tell you", bullets(words.limits(analysis))),
         ("The data", _data(report["data"], notes)),
-        ("How it was computed", _list(words.methods(analysis))),
+        ("How it was computed", bullets(words.methods(analysis))),
     ]
-    body = "\n".join((f"<h2>{heading}</h2>\n" if heading else "") + text for heading, text in sections if text)
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
-        f"<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
-
-
-def inline_svg(text: str, name: str) -> str:
-    """An SVG document as an element of a page: no XML prologue, no metadata, and identifiers of its own."""
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
-    text = re.sub(r'(xlink:href="|url\()#', rf"\1#{name}-", text)
-    label = escape(words.CAPTIONS[name].split(".")[0], quote=True)
-    return re.sub(
-        r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{label}">', text, count=1
-    )
-
-
-def _figure(name: str, figures: dict[str, str]) -> str:
-    if name not in figures:
-        return ""
-    caption = escape(words.CAPTIONS[name])
-    drawing = inline_svg(figures[name], name)
-    return f'<figure><div class="plot">{drawing}</div><figcaption>{caption}</figcaption></figure>\n'
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], wordy: Sequence[int] = ()) -> str:
-    """A table of cells that are HTML already; columns in `wordy` hold prose."""
-    kind = ['class="words"' if i in wordy else "" for i in range(len(header))]
-    head = "".join(f"<th {k}>{cell}</th>" for k, cell in zip(kind, header, strict=True))
-    lines = ["".join(f"<td {k}>{cell}</td>" for k, cell in zip(kind, row, strict=True)) for row in rows]
-    body = "".join(f"<tr>{line}</tr>\n" for line in lines).replace("<td >", "<td>")
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'.replace(
-        "<th >", "<th>"
-    )
-
-
-def flops(value: float) -> str:
-    """5e11 -> 5 x 10^11 in HTML."""
-    mantissa, exponent = f"{value:.2e}".split("e")
-    ten = f"10<sup>{int(exponent)}</sup>"
-    return ten if float(mantissa) == 1 else f"{float(mantissa):g}&thinsp;&times;&thinsp;{ten}"
-
-
-def est(value: dict[str, Any], say: Any = "{:.3f}".format) -> str:
-    """An EST in HTML: the value, and its interval behind it."""
-    if value["value"] is None:
-        return "&ndash;"
-    if value["ci"] is None:
-        return f'{say(value["value"])} <span class="ci">(no interval)</span>'
-    low, high = (say(x) for x in value["ci"])
-    return f'{say(value["value"])} <span class="ci">[{low}, {high}]</span>'
-
-
-def _list(sentences: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(sentence)}</li>\n" for sentence in sentences) + "</ul>\n"
+    return document(title, sections(parts))
 
 
 def _head(analysis: Analysis, title: str) -> str:
@@ -144,7 +51,7 @@ def _next(analysis: Analysis, runs: Sequence[dict[str, Any]]) -> str:
     answer = (
         f"At {flops(first['target_flops'])} FLOPs: <strong>{si(first['N']['value'])} parameters on "
         f"{si(first['D']['value'])} tokens</strong>, {first['tokens_per_parameter']:.3g} tokens per parameter. "
-        f"Expected loss {est(first['loss'])} nats per token."
+        f"Expected loss {est(first['loss'])} {analysis.table.unit}."
     )
     rows = [
         [
@@ -166,8 +73,10 @@ def _next(analysis: Analysis, runs: Sequence[dict[str, Any]]) -> str:
         "Target over largest <i>C</i>",
     ]
     configs = "".join(
-        f"<details><summary>The configuration for {flops(run['target_flops'])} FLOPs</summary>"
-        f"<pre>{escape(json.dumps(run['run'], indent=2))}</pre></details>\n"
+        folded(
+            f"The configuration for {flops(run['target_flops'])} FLOPs",
+            f"<pre>{escape(json.dumps(run['run'], indent=2))}</pre>",
+        )
         for run in runs
         if run.get("run") is not None
     )
@@ -215,7 +124,7 @@ def _exponents(analysis: Analysis, report: dict[str, Any]) -> str:
     return table(header, rows, wordy=[3]) + f"<p>{escape(words.exponents(analysis))}</p>\n" + both
 
 
-def _isoflop(found: dict[str, Any], figures: dict[str, str]) -> str:
+def _isoflop(found: dict[str, Any], drawn: dict[str, str]) -> str:
     if "skipped" in found:
         return f"<p>Skipped: {escape(found['skipped'])}.</p>"
     rows = [
@@ -232,26 +141,26 @@ def _isoflop(found: dict[str, Any], figures: dict[str, str]) -> str:
     ]
     header = ["<i>C</i> (FLOPs)", "Runs", "Status", "<i>N</i>*", "<i>D</i>*", "<i>D</i>*/<i>N</i>*", "Loss at minimum"]
     method = f"<p>Method: {escape(found['method'])}.</p>\n"
-    return _figure("isoflop", figures) + table(header, rows) + method
+    return drawn.get("isoflop", "") + table(header, rows) + method
 
 
-def _law(found: dict[str, Any], law: dict[str, Any], figures: dict[str, str]) -> str:
+def _law(found: dict[str, Any], law: dict[str, Any], drawn: dict[str, str]) -> str:
     parameters = found["parameters"]
     rows = [[f"<i>{escape(name)}</i>", est(value, words.parameter)] for name, value in parameters.items()]
     certificate = [[escape(name), escape(text)] for name, text in words.certificate(found, law)]
     return (
         f"<p>{escape(words.law(found))}</p>\n"
         + table(["Parameter", "Estimate and 90&nbsp;% interval"], rows)
-        + _figure("surface", figures)
-        + _figure("residuals", figures)
+        + drawn.get("surface", "")
+        + drawn.get("residuals", "")
         + f"<p>{escape(words.CERTIFICATE)}</p>\n"
         + table(["Certificate of the fit", ""], certificate)
     )
 
 
-def _envelope(found: dict[str, Any], figures: dict[str, str]) -> str:
+def _envelope(found: dict[str, Any], drawn: dict[str, str]) -> str:
     said = f"Skipped: {found['skipped']}." if "skipped" in found else found["caution"]
-    return f"<p>{escape(said)}</p>\n" + _figure("envelope", figures) + _figure("curves", figures)
+    return f"<p>{escape(said)}</p>\n" + drawn.get("envelope", "") + drawn.get("curves", "")
 
 
 def _warnings(analysis: Analysis) -> str:
@@ -264,15 +173,57 @@ def _warnings(analysis: Analysis) -> str:
     return f"<ul>{lines}</ul>\n"
 
 
+def _noise(analysis: Analysis, found: dict[str, Any]) -> str:
+    said = "".join(f"<p>{escape(sentence)}</p>\n" for sentence in words.noise(analysis))
+    if not found.get("budgets"):
+        return said
+    rows = [
+        [flops(budget["C"]), str(budget["dof"]), est(budget["sd_log_loss"], "{:.2%}".format)]
+        for budget in found["budgets"]
+    ]
+    return said + table(["<i>C</i> (FLOPs)", "Degrees of freedom", "Standard deviation of one run"], rows)
+
+
+def _rates(rates: dict[str, Any]) -> str:
+    said = f"<p>{escape(' '.join(rates['said']))}</p>\n"
+    if not rates["rows"]:
+        return said
+    rows = [
+        [
+            escape(str(row["run"])),
+            si(row["N"]),
+            f"{row['batch_tokens']:,.0f}" if row["batch_tokens"] else "&ndash;",
+            *(f"{row[name]:.3g}" if row[name] else "&ndash;" for name in ("peak_lr", "rule_lr", "ratio")),
+        ]
+        for row in rates["rows"]
+    ]
+    header = ["Run", "<i>N</i>", "Batch (tokens)", "Peak rate", "Rate of the rule", "Ratio"]
+    return said + folded(f"The rates of {len(rows)} runs", table(header, rows))
+
+
 def _data(data: dict[str, Any], notes: Sequence[str]) -> str:
     facts = [f"{data['used']} of {data['rows']} rows were used."]
     facts += [f"{name}: {meaning}." for name, meaning in data["conventions"].items()]
+    facts += words.curves(data["curves"]) if data["curves"] else []
+    facts += [words.exclusion(entry) for entry in data["excluded"]]
     facts += [note.rstrip(".") + "." for note in notes]
     dropped = ""
     if data["dropped"]:
-        rows = [[str(drop["row"]), escape(drop["reason"])] for drop in data["dropped"]]
-        dropped = (
-            f"<details><summary>{len(rows)} rows were left out, and why</summary>"
-            f"{table(['Row (from 0)', 'Reason'], rows, wordy=[1])}</details>\n"
+        reasons = dict.fromkeys(drop["reason"] for drop in data["dropped"])
+        rows = [
+            [_ranges([drop["row"] for drop in data["dropped"] if drop["reason"] == reason]), escape(reason)]
+            for reason in reasons
+        ]
+        dropped = folded(
+            f"{len(data['dropped'])} rows were left out, and why",
+            table(["Rows (from 0)", "Reason"], rows, wordy=[0, 1]),
         )
-    return _list(facts) + dropped + f'<p class="hash">SHA-256 of the table: {escape(data["sha256"])}</p>\n'
+    return bullets(facts) + dropped + f'<p class="hash">SHA-256 of the table: {escape(data["sha256"])}</p>\n'
+
+
+def _ranges(rows: Sequence[int]) -> str:
+    """Rising numbers of rows: 0-6, 28."""
+    starts = [row for k, row in enumerate(rows) if k == 0 or rows[k - 1] != row - 1]
+    ends = [row for k, row in enumerate(rows) if k == len(rows) - 1 or rows[k + 1] != row + 1]
+    spans = zip(starts, ends, strict=True)
+    return ", ".join(f"{start}" if start == end else f"{start}&ndash;{end}" for start, end in spans)

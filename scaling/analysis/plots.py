@@ -29,7 +29,6 @@ from scaling.analysis.style import (
 )
 from scaling.analysis.uncertainty import LEVEL
 
-LOSS = "Loss (nats per token)"
 SIZE = "Parameters $N$"
 TOKENS = "Training tokens $D$"
 COMPUTE = "Training compute $C$ (FLOPs)"
@@ -68,7 +67,7 @@ def isoflop_figure(analysis: Analysis) -> Figure:
     _line_of_optima(axes, analysis)
     axes.set_xlim(*pad_log(np.concatenate([budget.cells.N_S for budget in budgets])))
     log_axis(axes, "x", SIZE)
-    axes.set_ylabel(LOSS)
+    axes.set_ylabel(f"Loss ({analysis.table.unit})")
     handles = handles[::-1] if budgets[0].cells.loss_S.min() < budgets[-1].cells.loss_S.min() else handles
     legend = axes.legend(handles=handles, title="Compute $C$ (FLOPs)", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.add_artist(legend)
@@ -234,4 +233,4 @@ def _curves(axes: Axes, curves: Curves, against: str) -> None:
     top = min(curves.loss_P.max(), 2 * curves.loss_P[last].max() - curves.loss_P.min())
     axes.set_xlim(*pad_log(x_P[curves.loss_P <= top]))
     axes.set_ylim(*pad([curves.loss_P.min(), top]))
-    axes.set_ylabel(LOSS)
+    axes.set_ylabel(f"Loss ({curves.unit})")

@@ -1,12 +1,13 @@
 """report.json, next_run.json, report.html and the figures of an analysis, in the formats of the design."""
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from scaling.analysis import decisions, page, plots, style, verdicts
+from scaling.analysis import decisions, page, plots, style, verdicts, words
 from scaling.analysis.analyze import Analysis
 from scaling.analysis.envelope import CAUTION, touches
 from scaling.analysis.isoflop import METHOD
@@ -23,6 +24,7 @@ def write_report(
     *,
     next_runs: Sequence[dict[str, Any]] | None = None,
     prediction: dict[str, Any] | None = None,
+    rates: dict[str, Any] | None = None,
     title: str = TITLE,
     notes: Sequence[str] = (),
 ) -> None:
@@ -30,8 +32,9 @@ def write_report(
 
     next_runs: those to write (with the runs to train, say); none: decisions.next_runs(analysis).
     prediction: {"target_flops", "N", "D", "C", "predicted": EST, "measured": float or None, "loss_stderr", "run",
-    "blind"}: a prediction made by an earlier analysis and, once there is one, the measurement. notes: plain sentences
-    to print.
+    "blind"}: a prediction made by an earlier analysis and, once there is one, the measurement. rates: {"tuned": bool,
+    "rule": dict or None, "said": [sentences], "rows": [{"run", "N", "batch_tokens", "peak_lr", "rule_lr", "ratio"}]}:
+    whether the learning rates were tuned, in the caller's words. notes: plain sentences to print.
     """
     out_dir = pathlib.Path(out_dir)
     try:
@@ -39,7 +42,7 @@ def write_report(
     except OSError as error:
         raise InputError(f"cannot be a folder to write to: {error.strerror}", where=str(out_dir)) from None
     runs = list(decisions.next_runs(analysis) if next_runs is None else next_runs)
-    report = report_dict(analysis, prediction)
+    report = report_dict(analysis, prediction, rates)
     figures = plots.figures(analysis)
     for name, figure in figures.items():
         style.save(figure, out_dir, name)
@@ -50,7 +53,9 @@ def write_report(
     write_text(out_dir / "report.html", html)
 
 
-def report_dict(analysis: Analysis, prediction: dict[str, Any] | None = None) -> dict[str, Any]:
+def report_dict(
+    analysis: Analysis, prediction: dict[str, Any] | None = None, rates: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The content of report.json: strict JSON values only, null where there is no number."""
     table = analysis.table
     report = {
@@ -62,11 +67,15 @@ def report_dict(analysis: Analysis, prediction: dict[str, Any] | None = None) ->
             "columns": list(table.columns),
             "conventions": dict(table.conventions),
             "outliers": table.outliers,
+            "excluded": list(table.excluded),
+            "curves": None if analysis.curves is None else analysis.curves.facts(),
         },
         "approach1": _approach1(analysis),
         "approach2": _approach2(analysis),
         "approach3": _approach3(analysis),
         "laws": [_law(analysis)],
+        "noise": _noise(analysis),
+        "learning_rates": words.NOT_TOLD if rates is None else rates,
         "optima": list(analysis.optima),
         "warnings": list(analysis.warnings),
         "bootstrap": {
@@ -144,6 +153,11 @@ def _law(analysis: Analysis) -> dict[str, Any]:
     }
 
 
+def _noise(analysis: Analysis) -> dict[str, Any]:
+    found = analysis.noise
+    return {"skipped": found} if isinstance(found, str) else dataclasses.asdict(found)
+
+
 def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
@@ -164,10 +178,19 @@ def summary(analysis: Analysis) -> str:
         N, D, loss = (run[key] for key in ("N", "D", "loss"))
         lines.append(
             f"at {run['target_flops']:.3g} FLOPs: N {style.si(N['value'])}, D {style.si(D['value'])}, "
-            f"loss {_spoken(loss)} nats per token"
+            f"loss {_spoken(loss)} {analysis.table.unit}"
         )
+    lines.append(_noise_line(analysis))
     lines += [f"warning {warning['code']}: {warning['message']}" for warning in analysis.warnings]
     return "\n".join(lines)
+
+
+def _noise_line(analysis: Analysis) -> str:
+    found = analysis.noise
+    if isinstance(found, str):
+        return f"noise floor: not measured, {found}"
+    low, high = found.sd_log_loss["ci"]
+    return f"noise floor: {found.sd_log_loss['value']:.2%} [{low:.2%}, {high:.2%}] of the loss, {found.dof} d.o.f."
 
 
 def _spoken(est: dict[str, Any]) -> str:

@@ -1,21 +1,24 @@
 """The table of runs, as columns of float64 with everything that was left out and why.
 
 Required columns: N (parameters), D (training tokens), loss. C (FLOPs) defaults to 6ND with a warning. Understood where
-present: run, trunk, budget, status, reason, role, outlier. Rows that are not done, or that were held out to test a
-prediction, are dropped with their reason; nothing else is ever left out silently.
+present: run, trunk, budget, seed, status, reason, role, outlier, and the settings of `replicates`. Rows that are not
+done, that were held out to test a prediction, or that the user excluded are dropped with their reason; nothing else is
+ever left out silently.
 """
 
 import dataclasses
 import hashlib
-import io
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from scaling.analysis.columns import flag, map_columns, numbers, positive, read_csv, text
+from scaling.analysis.expressions import parse_exclusion
+from scaling.analysis.replicates import Seeds, seeds
 from scaling.errors import InputError, nearest
 from scaling.files import Path
 
@@ -23,17 +26,20 @@ GAP = 0.05  # rows whose sorted C differ by more than this belong to different b
 MIN_SIZES = 4  # fewer sizes are not a budget: a parabola through three points has no residual
 REQUIRED = ("N", "D", "loss")
 HELD_OUT = "prediction"
-LossUnit = Literal["nats", "bits"]
-NATS = {"nats": 1.0, "bits": math.log(2.0)}
+DONE = ("", "done", "finished")  # "finished" is what Weights & Biases calls it
+LossUnit = Literal["nats", "bits", "bpb"]
+SCALE = {"nats": 1.0, "bits": math.log(2.0), "bpb": 1.0}
+UNIT = {"nats": "nats per token", "bits": "nats per token", "bpb": "bits per byte"}  # after that scaling
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
-    """Runs to fit: R rows. N parameters, D tokens, C FLOPs, loss nats per token; all float64.
+    """Runs to fit: R rows. N parameters, D tokens, C FLOPs, loss in `unit`; all float64.
 
     row_R: position of each row in the input. cluster_R: rows with one number share their data or trajectory and are
-    resampled together. budget_R: number of the row's isoFLOP budget, -1 for none. alternative: the same runs with the
-    opposite decision about rows marked as outliers, None where no row is marked.
+    resampled together. budget_R: number of the row's isoFLOP budget, -1 for none. seeds: which rows repeat each other.
+    excluded: {"expression", "reason", "rows"} of each exclusion; excluded_runs: runs all of whose rows are excluded.
+    alternative: the same runs with the opposite decision about rows marked as outliers, None where no row is marked.
     """
 
     N_R: np.ndarray
@@ -49,6 +55,10 @@ class Table:
     sha256: str
     columns: tuple[str, ...]
     conventions: dict[str, str]
+    unit: str
+    seeds: Seeds | None
+    excluded: tuple[dict[str, Any], ...]
+    excluded_runs: frozenset[str]
     outliers: Literal["none marked", "kept", "dropped"]
     alternative: "Table | None"
 
@@ -58,23 +68,46 @@ class Table:
         return len(np.unique(self.cluster_R)) < len(self.N_R)
 
 
-def read_table(paths: Path | Sequence[Path], *, loss_unit: LossUnit = "nats", drop_outliers: bool = False) -> Table:
-    """Reads one or more CSV files of runs as one table. Raises InputError for what cannot be read or understood."""
+def read_table(
+    paths: Path | Sequence[Path],
+    *,
+    columns: Mapping[str, str] | None = None,
+    loss_unit: LossUnit = "nats",
+    drop_outliers: bool = False,
+    exclude: Sequence[str] = (),
+) -> Table:
+    """Reads one or more CSV files of runs as one table. Raises InputError for what cannot be read or understood.
+
+    columns: {our name: theirs}, say {"N": "params", "loss": "val/loss"}. loss_unit: of the column loss; bits are
+    converted to nats, bits per byte ("bpb") are kept. exclude: rows to leave out, "EXPRESSION because REASON" each.
+    """
     paths = [paths] if isinstance(paths, str | pathlib.Path) else list(paths)
-    if not paths:
-        raise InputError("no table of runs given")
-    frame = pd.concat([read_csv(path) for path in paths], ignore_index=True)
+    frame = read_frame(paths, columns)
     digest = hashlib.sha256(b"".join(pathlib.Path(path).read_bytes() for path in paths)).hexdigest()
     where = ", ".join(str(path) for path in paths)
-    return _table(frame, digest, where, loss_unit, drop_outliers)
+    return _table(frame, digest, where, columns or {}, loss_unit, drop_outliers, exclude)
 
 
 def table_from_frame(
-    frame: pd.DataFrame, *, loss_unit: LossUnit = "nats", drop_outliers: bool = False, where: str = "table"
+    frame: pd.DataFrame,
+    *,
+    columns: Mapping[str, str] | None = None,
+    loss_unit: LossUnit = "nats",
+    drop_outliers: bool = False,
+    exclude: Sequence[str] = (),
+    where: str = "table",
 ) -> Table:
     """The same from a pandas DataFrame."""
     digest = hashlib.sha256(frame.to_csv(index=False).encode()).hexdigest()
-    return _table(frame.reset_index(drop=True), digest, where, loss_unit, drop_outliers)
+    mapped = map_columns(frame.reset_index(drop=True), columns or {}, where)
+    return _table(mapped, digest, where, columns or {}, loss_unit, drop_outliers, exclude)
+
+
+def read_frame(paths: Sequence[Path], columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """The rows of one or more CSV files, as text, with our names for their columns."""
+    if not paths:
+        raise InputError("no table of runs given")
+    return pd.concat([map_columns(read_csv(path), columns or {}, str(path)) for path in paths], ignore_index=True)
 
 
 def warning(code: str, message: str, **facts: Any) -> dict[str, Any]:
@@ -82,60 +115,51 @@ def warning(code: str, message: str, **facts: Any) -> dict[str, Any]:
     return {"code": code, "message": message, **facts}
 
 
-def read_csv(path: Path) -> pd.DataFrame:
-    """A CSV file as text columns. Raises InputError where it cannot be read, is no CSV, or has no rows."""
-    try:
-        # Text first: numbers are converted below, where a bad one can be named by its row.
-        frame = pd.read_csv(io.BytesIO(pathlib.Path(path).read_bytes()), dtype=str, skipinitialspace=True)
-    except OSError as error:
-        raise InputError(f"cannot read it: {error.strerror}", where=str(path)) from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"not a CSV table: {str(error).strip()}", where=str(path)) from None
-    if frame.empty:
-        raise InputError("the table has no rows", where=str(path))
-    return frame
-
-
-def _table(frame: pd.DataFrame, digest: str, where: str, loss_unit: LossUnit, drop_outliers: bool) -> Table:
-    if loss_unit not in NATS:
-        raise InputError(f"loss_unit={loss_unit!r}", where, nearest(loss_unit, NATS))
+def _table(
+    frame: pd.DataFrame,
+    digest: str,
+    where: str,
+    sources: Mapping[str, str],
+    loss_unit: LossUnit,
+    drop_outliers: bool,
+    exclude: Sequence[str],
+) -> Table:
+    if loss_unit not in UNIT:
+        raise InputError(f"loss_unit={loss_unit!r}", where, nearest(loss_unit, UNIT))
     missing = [name for name in REQUIRED if name not in frame.columns]
     if missing:
-        columns = ", ".join(map(str, frame.columns))
-        raise InputError(
-            f"no column {', '.join(missing)}", where, f"a table of runs needs N, D, loss; it has {columns}"
-        )
+        names = ", ".join(map(str, frame.columns))
+        raise InputError(f"no column {', '.join(missing)}", where, f"a table of runs needs N, D, loss; it has {names}")
     if frame.empty:
         raise InputError("the table has no rows", where)
 
-    frame = frame.assign(row=np.arange(len(frame)))
-    dropped, kept = _drop(frame)
-    frame = frame[kept]
-    if frame.empty:
-        raise InputError(f"nothing left to fit: all {len(kept)} rows were dropped", where, dropped[0]["reason"])
-    numbers = {name: positive(frame, name, where) for name in REQUIRED}
-    warnings = []
+    rows, given = len(frame), tuple(map(str, frame.columns))
+    frame = frame.assign(row=np.arange(rows))
+    unfit = _unfit(frame)
+    if len(unfit) == rows:
+        raise InputError(f"nothing left to fit: all {rows} rows were dropped", where, unfit[0]["reason"])
+    frame = frame.drop(index=[drop["row"] for drop in unfit])
+    left_out, excluded, warnings = _exclude(frame, exclude, where)
+    runs = set(text(frame, "run"))
+    frame = frame.drop(index=[drop["row"] for drop in left_out])
+    excluded_runs = frozenset(runs - set(text(frame, "run")) - {""})
+    values = {name: positive(frame, name, where) for name in REQUIRED}
     if "C" in frame.columns:
-        numbers["C"] = positive(frame, "C", where)
+        values["C"] = positive(frame, "C", where)
     else:
-        numbers["C"] = 6.0 * numbers["N"] * numbers["D"]
+        values["C"] = 6.0 * values["N"] * values["D"]
         warnings.append(warning("six_nd_assumed", "The table has no column C: compute was taken as C = 6ND FLOPs."))
-    numbers["loss"] = numbers["loss"] * NATS[loss_unit]
-    outlier_R = _flag(frame, "outlier", where)
-    conventions = {
-        "N": "parameters, as given in column N",
-        "C": "FLOPs, as given in column C" if "C" in frame.columns else "FLOPs, 6ND (no column C)",
-        "loss": "nats per token" if loss_unit == "nats" else "nats per token: the table's bits times ln 2",
-    }
+    values["loss"] = values["loss"] * SCALE[loss_unit]
+    outlier_R = flag(frame, "outlier", where)
+    conventions = _conventions(frame, sources, loss_unit)
 
     def build(drop_outliers: bool, alternative: Table | None) -> Table:
         keep = ~outlier_R if drop_outliers else np.ones(len(frame), bool)
         if not keep.any():
             raise InputError("nothing left to fit: every row is marked as an outlier", where)
-        part = {name: values[keep] for name, values in numbers.items()}
+        part = {name: column[keep] for name, column in values.items()}
         outliers = "none marked" if not outlier_R.any() else "dropped" if drop_outliers else "kept"
-        left_out = [{"row": int(row), "reason": "marked as an outlier"} for row in frame["row"][~keep]]
-        budget_R, found = _budgets(frame[keep], part["C"], part["N"])
+        marked = [{"row": int(row), "reason": "marked as an outlier"} for row in frame["row"][~keep]]
         return Table(
             N_R=part["N"],
             D_R=part["D"],
@@ -143,13 +167,17 @@ def _table(frame: pd.DataFrame, digest: str, where: str, loss_unit: LossUnit, dr
             loss_R=part["loss"],
             row_R=frame["row"].to_numpy()[keep],
             cluster_R=_clusters(frame[keep]),
-            budget_R=budget_R,
-            rows=len(kept),
-            dropped=tuple(sorted(dropped + left_out, key=lambda drop: drop["row"])),
-            warnings=(*warnings, *found, *_duplicates(part), *_outliers(int(outlier_R.sum()), outliers)),
+            budget_R=_budgets(frame[keep], part["C"], part["N"]),
+            rows=rows,
+            dropped=tuple(sorted(unfit + left_out + marked, key=lambda drop: drop["row"])),
+            warnings=(*warnings, *_duplicates(part), *_outliers(int(outlier_R.sum()), outliers)),
             sha256=digest,
-            columns=tuple(name for name in frame.columns if name != "row"),
+            columns=given,
             conventions=conventions,
+            unit=UNIT[loss_unit],
+            seeds=seeds(frame[keep]),
+            excluded=tuple(excluded),
+            excluded_runs=excluded_runs,
             outliers=outliers,
             alternative=alternative,
         )
@@ -163,67 +191,59 @@ def _table(frame: pd.DataFrame, digest: str, where: str, loss_unit: LossUnit, dr
     return build(drop_outliers, alternative)
 
 
-def _text(frame: pd.DataFrame, name: str) -> pd.Series:
-    """A column as text, empty where it is missing."""
-    if name not in frame.columns:
-        return pd.Series("", index=frame.index)
-    return frame[name].astype(object).where(frame[name].notna(), "").astype(str).str.strip()
+def _conventions(frame: pd.DataFrame, sources: Mapping[str, str], loss_unit: LossUnit) -> dict[str, str]:
+    """What N, C and loss mean, in words."""
+    N, C, loss = (sources.get(name, name) for name in ("N", "C", "loss"))
+    return {
+        "N": f"parameters, as given in column {N}",
+        "C": f"FLOPs, as given in column {C}" if "C" in frame.columns else "FLOPs, 6ND (no column C)",
+        "loss": UNIT[loss_unit]
+        + (": the table's bits times ln 2" if loss_unit == "bits" else "")
+        + (f", as given in column {loss}" if loss != "loss" else ""),
+    }
 
 
-def _drop(frame: pd.DataFrame) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """The rows that are not runs to fit, with the reason; and the mask of those that are."""
-    status, role, reason = (_text(frame, name) for name in ("status", "role", "reason"))
-    held_out = (role == HELD_OUT).to_numpy()
-    stopped = ((status != "") & (status != "done")).to_numpy()
+def _unfit(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows that are not runs to fit, with the reason."""
+    status, role, reason = (text(frame, name) for name in ("status", "role", "reason"))
+    stopped = ~status.isin(DONE)
     dropped = []
-    for row in np.flatnonzero(held_out | stopped):
+    for row in np.flatnonzero((role == HELD_OUT) | stopped):
         why = f"status {status[row]}" + (f": {reason[row]}" if reason[row] else "")
         dropped.append({"row": int(row), "reason": why if stopped[row] else "held out to test the prediction"})
-    return dropped, ~(held_out | stopped)
+    return dropped
 
 
-def positive(frame: pd.DataFrame, name: str, where: str) -> np.ndarray:
-    """A column as float64: integers would overflow in 6ND above 9.2e18. Refuses what is not a positive number."""
-    values = pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64, copy=True)
-    bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
-    if bad.size:
-        row, given = frame["row"].iloc[bad[0]], _text(frame, name).iloc[bad[0]]
-        what = (
-            f"{name} is missing in row {row}"
-            if given in ("", "nan")
-            else f"{name}={given} in row {row} is not positive"
-        )
-        do = (
-            "give a loss, or a column status that says why there is none"
-            if name == "loss"
-            else "correct or remove the row"
-        )
-        raise InputError(f"{what} (counting from 0)", where, do)
-    return values
-
-
-def _flag(frame: pd.DataFrame, name: str, where: str) -> np.ndarray:
-    """A column of true and false; empty is false."""
-    known = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False, "": False}
-    text = _text(frame, name).str.lower()
-    unknown = text[~text.isin(list(known))]
-    if len(unknown):
-        raise InputError(
-            f"{name}={unknown.iloc[0]} in row {frame['row'][unknown.index[0]]}", where, "use true or false"
-        )
-    return text.map(known).to_numpy(bool)
+def _exclude(
+    frame: pd.DataFrame, exclude: Sequence[str], where: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows that the user leaves out, with the reason; what each expression says and does; and warnings."""
+    known = {str(name): frame[name] for name in frame.columns if name != "row"}
+    known.setdefault("C", pd.Series(6.0 * numbers(frame, "N") * numbers(frame, "D"), index=frame.index))
+    reasons: dict[int, str] = {}
+    said, warnings = [], []
+    for exclusion in map(parse_exclusion, exclude):
+        rows = frame["row"].to_numpy()[exclusion.rows(known)]
+        said.append({"expression": exclusion.text, "reason": exclusion.reason, "rows": len(rows)})
+        for row in rows:
+            reasons.setdefault(int(row), f"excluded: {exclusion.reason} ({exclusion.text})")
+        if not len(rows):
+            warnings.append(warning("nothing_excluded", f"No row is excluded by {exclusion.text}.", rows=0))
+    if len(reasons) == len(frame):
+        raise InputError(f"nothing left to fit: all {len(frame)} rows are excluded", where, "exclude fewer")
+    return [{"row": row, "reason": reason} for row, reason in reasons.items()], said, warnings
 
 
 def _clusters(frame: pd.DataFrame) -> np.ndarray:
     """A number per row, shared by the rows of one trunk, else of one run."""
-    trunk, run, row = _text(frame, "trunk"), _text(frame, "run"), frame["row"].astype(str)
+    trunk, run, row = text(frame, "trunk"), text(frame, "run"), frame["row"].astype(str)
     name = ("trunk " + trunk).where(trunk != "", ("run " + run).where(run != "", "row " + row))
     return pd.factorize(name)[0]
 
 
-def _budgets(frame: pd.DataFrame, C_R: np.ndarray, N_R: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Numbers the isoFLOP budgets by rising C: by the column `budget`, else by gaps in sorted log C."""
-    named = _text(frame, "budget")
+def _budgets(frame: pd.DataFrame, C_R: np.ndarray, N_R: np.ndarray) -> np.ndarray:
+    """Numbers the isoFLOP budgets by rising C: by the column `budget`, else by gaps in sorted log C; -1 for none."""
+    named = text(frame, "budget")
     if (named != "").any():
         groups = [np.flatnonzero(named == name) for name in named.unique() if name]
     else:
@@ -234,11 +254,11 @@ def _budgets(frame: pd.DataFrame, C_R: np.ndarray, N_R: np.ndarray) -> tuple[np.
     budget_R = np.full(len(C_R), -1)
     for number, rows in enumerate(groups):
         budget_R[rows] = number
-    return budget_R, []
+    return budget_R
 
 
-def _duplicates(numbers: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    frame = pd.DataFrame(numbers)
+def _duplicates(values: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    frame = pd.DataFrame(values)
     count = int(frame.duplicated().sum())
     message = f"{count} rows repeat another row exactly; they were kept and count twice."
     return [warning("duplicate_rows", message, rows=count)] if count else []

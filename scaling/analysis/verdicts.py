@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 WIDE = 1.0  # an interval as wide as its own estimate says little more than the sign
 FAILED = 0.05  # share of resamples
+SIGNIFICANT = 0.05  # of the test of lack of fit
 
 
 def warnings(analysis: "Analysis") -> list[dict[str, Any]]:
@@ -25,6 +26,7 @@ def warnings(analysis: "Analysis") -> list[dict[str, Any]]:
         *_resamples(analysis),
         *_bounds(analysis.fit),
         *_weak(analysis),
+        *_misfit(analysis),
         *_disagreement(analysis),
         *_extrapolation(analysis),
     ]
@@ -139,6 +141,17 @@ def _weak(analysis: "Analysis") -> list[dict[str, Any]]:
         return []
     message = f"The runs hardly determine {', '.join(loose)} ({LEVEL:.0%} intervals as wide as the estimates or wider)."
     return [warning("weakly_identified", message)]
+
+
+def _misfit(analysis: "Analysis") -> list[dict[str, Any]]:
+    if isinstance(analysis.noise, str) or analysis.noise.misfit.get("p", 1.0) >= SIGNIFICANT:
+        return []
+    test, floor = analysis.noise.misfit, analysis.noise.sd_log_loss["value"]
+    message = (
+        f"The law misses by more than the noise between seeds (p = {test['p']:.2g}): by about "
+        f"{test['sd_log_loss']:.2%} of the loss, where single runs scatter by {floor:.2%}. No interval covers misfit."
+    )
+    return [warning("misfit", message, p=test["p"], sd_log_loss=test["sd_log_loss"])]
 
 
 def _disagreement(analysis: "Analysis") -> list[dict[str, Any]]:

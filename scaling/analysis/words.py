@@ -3,13 +3,14 @@
 from typing import Any
 
 from scaling.analysis.analyze import Analysis
+from scaling.analysis.curves import SPLIT
 from scaling.analysis.fitting import STARTS
 from scaling.analysis.frontier import REACH
 from scaling.analysis.isoflop import METHOD
 from scaling.analysis.style import si
 from scaling.analysis.uncertainty import LEVEL
+from scaling.analysis.verdicts import SIGNIFICANT, flops
 from scaling.analysis.verdicts import exponents as all_exponents
-from scaling.analysis.verdicts import flops
 
 CAPTIONS = {
     "optima": (
@@ -21,7 +22,7 @@ CAPTIONS = {
         "(stars); thin lines only join the runs. A red cross marks a lowest point that is not an optimum."
     ),
     "surface": (
-        "The fitted loss over compute and size. Contours are in nats per token, evenly spaced in the logarithm of the "
+        "The fitted loss over compute and size. Contours are in {unit}, evenly spaced in the logarithm of the "
         "reducible loss; the line joins the points of lowest loss at each compute."
     ),
     "residuals": (
@@ -29,11 +30,11 @@ CAPTIONS = {
         "misfit, which no interval here covers."
     ),
     "envelope": (
-        "Held-out loss on the way against compute spent, one line a run. Dotted: the lowest loss reached so far by "
-        "any run. Black: where a run lowers it with smaller and larger sizes in the race, the points that Approach 1 "
-        "uses."
+        "Held-out loss{split} on the way against compute spent, one line a run. Dotted: the lowest loss reached so "
+        "far by any run. Black: where a run lowers it with smaller and larger sizes in the race, the points that "
+        "Approach 1 uses."
     ),
-    "curves": "Held-out loss on the way against tokens trained on, one line a run; dots are the final losses.",
+    "curves": "Held-out loss{split} on the way against tokens trained on, one line a run; dots are the final losses.",
 }
 UNDER = {
     "approach1": "runs on the lower envelope of all curves",
@@ -44,6 +45,24 @@ CERTIFICATE = (
     "That the numbers above are the minimum, and not where an optimiser stopped: the relative gradient at the end "
     "point is zero to rounding, and independent starts end at the same place."
 )
+
+
+NOT_TOLD = {
+    "tuned": None,
+    "rule": None,
+    "said": [
+        "Whether the learning rates were tuned is not known to this report. A rate that suits some sizes better than "
+        "others bends the exponents: in Porian et al. 2024, that of N* went from 0.71 to 0.50 as warm-up, decay, and "
+        "rate and batch per size were put right."
+    ],
+    "rows": [],
+}
+
+
+def caption(name: str, analysis: Analysis) -> str:
+    """What stands below a figure."""
+    split = "" if analysis.curves is None or analysis.curves.split in ("", SPLIT) else f" ({analysis.curves.split})"
+    return CAPTIONS[name].format(unit=analysis.table.unit, split=split)
 
 
 def lead(analysis: Analysis) -> str:
@@ -133,6 +152,66 @@ def certificate(found: dict[str, Any], law_entry: dict[str, Any]) -> list[tuple[
     ]
 
 
+def noise(analysis: Analysis) -> list[str]:
+    """What single runs scatter by, and whether the law misses by more."""
+    found = analysis.noise
+    if isinstance(found, str):
+        return [
+            f"Not measured: {found}. The residuals about the law hold the noise of single runs and the misfit of the "
+            "law together, and nothing here tells one from the other."
+        ]
+    low, high = found.sd_log_loss["ci"]
+    said = [
+        f"{found.replicates} runs repeat {found.settings} settings with other seeds ({found.dof} degrees of freedom). "
+        f"About the mean of its setting, a run's loss has a standard deviation of {found.sd_log_loss['value']:.2%} "
+        f"[{low:.2%}, {high:.2%}], or {found.sd_loss['value']:.4f} {found.unit}, pooled over settings: the noise "
+        f"floor. The difference of two single runs has {2**0.5:.2f} times that."
+    ]
+    if found.residual_rms is not None:
+        ratio = found.residual_rms / found.sd_log_loss["value"]
+        said.append(
+            f"All runs scatter about the law by {found.residual_rms:.2%} (root mean square of the residuals of log "
+            f"loss, adjusted for its parameters), {ratio:.2g} times as much."
+        )
+    said += _misfit(found.misfit)
+    if found.differ:
+        said.append(
+            f"The runs taken as replicates agree in {', '.join(found.agree)}. They differ in {', '.join(found.differ)} "
+            "as well: if one of these is a setting, they are no replicates."
+        )
+    return said
+
+
+def _misfit(test: dict[str, Any]) -> list[str]:
+    if "skipped" in test:
+        return [f"Whether the law misses by more than noise was not tested: {test['skipped']}."]
+    numbers = "F({}, {}) = {:.3g}, p = {:.2g}".format(*test["dof"], test["F"], test["p"])
+    how = "a test of lack of fit by least squares, which supposes normal noise, in proportion to the loss"
+    if test["p"] < SIGNIFICANT:
+        return [
+            f"The law misses by more than this noise: {numbers} ({how}). Beyond the noise, its misfit has a standard "
+            f"deviation of about {test['sd_log_loss']:.2%} of the loss."
+        ]
+    return [
+        f"No misfit beyond this noise is detected: {numbers} ({how}). That does not prove that there is none: with "
+        f"these numbers of runs, F up to {test['critical_F']:.2f} would pass."
+    ]
+
+
+def curves(facts: dict[str, Any]) -> list[str]:
+    """What the training curves are."""
+    split = f"split {facts['split']}" if facts["split"] else "no column split, all points taken as held-out losses"
+    said = [f"Training curves: {facts['points']} points of {facts['runs']} runs, {split}, {facts['unit']}."]
+    unused = ", ".join(f"{count} ({reason})" for reason, count in facts["unused"].items())
+    return said + ([f"Points of the curves that were left out: {unused}."] if unused else [])
+
+
+def exclusion(entry: dict[str, Any]) -> str:
+    """What the user left out, and why."""
+    rows = "1 row" if entry["rows"] == 1 else f"{entry['rows']} rows"
+    return f"Excluded by {entry['expression']}, {rows}, because {entry['reason'].rstrip('.')}."
+
+
 def limits(analysis: Analysis) -> list[str]:
     """What the report does not tell."""
     table = analysis.table
@@ -155,11 +234,8 @@ def limits(analysis: Analysis) -> list[str]:
             f"A factor of {factor:.3g} in compute is short for an exponent: use it to choose the next run, within "
             f"about {flops(top * factor**0.5)} FLOPs, rather than to extrapolate.",
         )
-    if len(set(zip(table.N_R, table.D_R, strict=True))) == len(table.N_R):
-        said.append(
-            "No run was repeated with another seed, so that the noise of a single run is not measured apart from the "
-            "misfit of the law."
-        )
+    if isinstance(analysis.noise, str):
+        said.append(f"The noise of a single run is not measured apart from the misfit of the law: {analysis.noise}.")
     return said
 
 

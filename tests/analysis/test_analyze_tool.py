@@ -1,10 +1,12 @@
 """tools.analyze from the command line, and that no part of the analysis needs JAX."""
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -41,13 +43,51 @@ def test_table_in_report_out(sweep, training_curves, tmp_path):
         assert (out / name).stat().st_size > 0
 
 
+def test_other_people_s_runs(sweep, training_curves, tmp_path):
+    """Names of their own, a chart of Weights & Biases, rows excluded with a reason, seeds: all of it in the report."""
+    frame = pd.concat([sweep(noise=0.004, seed=k).assign(seed=k) for k in (0, 1)], ignore_index=True)
+    frame["run"] += "-" + frame["seed"].astype(str)
+    theirs = frame.assign(steps=100).drop(columns="C")
+    theirs = theirs.rename(columns={"run": "Name", "N": "params", "D": "tokens", "loss": "eval/loss"})
+    theirs.to_csv(tmp_path / "runs.csv", index=False)
+    points = training_curves().query("split == 'validation'")
+    chart = points.assign(run=points["run"] + "-0 - eval/loss").pivot(index="step", columns="run", values="loss")
+    chart = pd.concat([chart, chart.add_suffix("__MIN"), chart.add_suffix("__MAX")], axis=1)
+    chart.rename_axis(index="Step").to_csv(tmp_path / "chart.csv")
+    done = python(
+        "-m",
+        "tools.analyze",
+        f"--runs={tmp_path}/runs.csv",
+        "--columns=run=Name,N=params,D=tokens",
+        "--loss=eval/loss",
+        f"--curves={tmp_path}/chart.csv",
+        "--exclude=C < 3e11 because too short to leave the warm-up",
+        "--exclude=Name == '5e+11-0-1' because its data was broken",
+        f"--out={tmp_path}/out",
+        "--resamples=100",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "41 of 56 runs used" in done.stdout
+    assert "noise floor: 0." in done.stdout
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert found["data"]["excluded"][0]["reason"] == "too short to leave the warm-up"
+    assert [entry["rows"] for entry in found["data"]["excluded"]] == [14, 1]
+    assert found["data"]["conventions"]["loss"] == "nats per token, as given in column eval/loss"
+    assert found["data"]["curves"]["runs"] == 21  # of the excluded runs, no curve either
+    assert found["data"]["curves"]["unused"] == {"runs that were excluded": 70}
+    assert found["noise"]["dof"] == 20
+    assert found["approach1"]["N_exponent"]["value"] > 0
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--runs=absent.csv"], "absent.csv: cannot read it"),
         (["--runs={bad}"], "no column loss"),
         (["--runs={good}", "--target_flops=lots"], "--target_flops='lots' is not a number"),
-        (["--runs={good}", "--curves={good}"], "no column step, split"),
+        (["--runs={good}", "--curves={good}"], "each of the 28 runs has one point"),
+        (["--runs={good}", "--columns=N"], "--columns: 'N' is no column map"),
+        (["--runs={good}", "--loss_unit=bpb", "--curves={good}"], "does not tell the unit of the curves"),
         ([], "--runs"),
     ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analysis import decisions, report
+from scaling.analysis import decisions, page, plots, report, words
 from scaling.analysis.analyze import analyze
 from scaling.analysis.curves import curves_from_frame
 from scaling.analysis.table import table_from_frame
@@ -152,7 +152,7 @@ def test_page_is_whole_and_opens_offline(written):
 
 def test_page_says_what_it_must(written, analysis):
     text = re.sub(r"<svg.*?</svg>", "", (written / "report.html").read_text(encoding="utf-8"), flags=re.DOTALL)
-    for words in (
+    for said in (
         "A &amp; B",
         "abc &lt;b&gt;",
         "outside the interval",
@@ -164,7 +164,7 @@ def test_page_says_what_it_must(written, analysis):
         analysis.table.sha256,
         "&quot;d_model&quot;: 64",
     ):
-        assert words in text
+        assert said in text
     for warning in analysis.warnings:
         assert warning["code"] in text
 
@@ -281,6 +281,61 @@ def test_order_and_units_of_the_table_do_not_matter(sweep):
         assert loss == pytest.approx(one.optima[0]["loss"]["value"], rel=1e-9)
         assert other.isoflop.N_power.exponent_B[0] == pytest.approx(one.isoflop.N_power.exponent_B[0], abs=1e-9)
         assert D > 0
+
+
+def test_exclusions_and_the_noise_floor_are_told(sweep, tmp_path):
+    frame = pd.concat([sweep(noise=0.004, seed=k).assign(seed=k) for k in (0, 1)], ignore_index=True)
+    frame["run"] += "-" + frame["seed"].astype(str)
+    said = ["C < 3e11 because <too> short", "N > 1e12 because nobody could train it"]
+    analysis = analyze(table_from_frame(frame, exclude=said), target_flops=[1e12], resamples=100)
+    report.write_report(analysis, tmp_path)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Excluded by C &lt; 3e11, 14 rows, because &lt;too&gt; short." in text
+    assert "Excluded by N &gt; 1e12, 0 rows" in text
+    assert ">0&ndash;6, 28&ndash;34</td>" in text  # the rows that were left out
+    assert codes(analysis) == ["nothing_excluded"]
+    found = no_constants((tmp_path / "report.json").read_text())
+    assert len(found["data"]["dropped"]) == found["data"]["excluded"][0]["rows"] == 14
+    assert is_est(found["noise"]["sd_log_loss"])
+    assert is_est(found["noise"]["sd_loss"])
+    assert found["noise"]["dof"] == 21
+    assert "42 runs repeat 21 settings with other seeds (21 degrees of freedom)" in text
+    assert "No misfit beyond this noise is detected: F(16, 21)" in text
+    assert "noise floor: 0." in report.summary(analysis)
+
+
+def test_without_replicates_the_noise_is_not_measured(written, analysis):
+    text = (written / "report.html").read_text(encoding="utf-8")
+    assert "Not measured: the table has no column seed." in text
+    assert no_constants((written / "report.json").read_text())["noise"] == {"skipped": "the table has no column seed"}
+    assert "noise floor: not measured" in report.summary(analysis)
+
+
+def test_learning_rates_are_told_in_the_caller_s_words(analysis, written):
+    assert "Whether the learning rates were tuned is not known" in (written / "report.html").read_text()
+    rows = [
+        {"run": "a<b", "N": 1e6, "batch_tokens": 4096, "peak_lr": 1e-3, "rule_lr": 2e-3, "ratio": 0.5},
+        {"run": "c", "N": 2e6, "batch_tokens": None, "peak_lr": 1e-3, "rule_lr": None, "ratio": None},
+    ]
+    rates = {"tuned": True, "rule": {"a": 1.0}, "said": ["The rates follow a rule.", "One cell is far."], "rows": rows}
+    found = report.report_dict(analysis, rates=rates)
+    text = page.page(analysis, found, [], {}, "title", [])
+    assert "The rates follow a rule. One cell is far." in text
+    assert "a&lt;b" in text
+    assert Page(text).open == []
+    assert found["learning_rates"] == rates
+
+
+def test_the_unit_of_the_loss_is_that_of_the_table(sweep, training_curves):
+    table = table_from_frame(sweep(noise=0.004), loss_unit="bpb")
+    analysis = analyze(table, curves_from_frame(training_curves()), resamples=100)
+    text = page.page(analysis, report.report_dict(analysis), decisions.next_runs(analysis), {}, "title", [])
+    assert "</span> bits per byte.</div>" in text
+    assert "nats per token" not in text.replace("split validation, nats per token", "")  # the curves' own
+    assert "Contours are in bits per byte" in words.caption("surface", analysis)
+    assert "bits per byte" in report.summary(analysis)
+    assert plots.isoflop_figure(analysis).axes[0].get_ylabel() == "Loss (bits per byte)"
+    assert plots.curves_figure(analysis).axes[0].get_ylabel() == "Loss (nats per token)"
 
 
 def test_an_unmeasured_prediction_is_no_verdict(analysis, tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scaling.analysis.columns import parse_columns
 from scaling.analysis.curves import curves_from_frame, read_curves
 from scaling.analysis.table import read_table, table_from_frame
 from scaling.errors import InputError
@@ -96,6 +97,53 @@ def test_bits_become_nats_and_the_report_says_so(sweep):
     assert "bits" in table.conventions["loss"]
     with pytest.raises(InputError, match="did you mean bits"):
         table_from_frame(sweep(), loss_unit="bit")
+
+
+def test_columns_may_have_other_names(sweep, tmp_path):
+    frame = sweep()
+    theirs = frame.rename(columns={"run": "name", "N": "params", "D": "tokens", "loss": "val/loss"})
+    theirs.to_csv(tmp_path / "runs.csv", index=False)
+    columns = {"run": "name", "N": "params", "D": "tokens", "loss": "val/loss"}
+    mapped, ours = read_table(tmp_path / "runs.csv", columns=columns), table_from_frame(frame)
+    for name in ("N_R", "D_R", "C_R", "loss_R", "cluster_R", "budget_R"):
+        np.testing.assert_array_equal(getattr(mapped, name), getattr(ours, name))
+    assert mapped.conventions["N"] == "parameters, as given in column params"
+    assert mapped.conventions["loss"] == "nats per token, as given in column val/loss"
+    with pytest.raises(InputError, match=r"runs\.csv: no column parms .*did you mean params"):
+        read_table(tmp_path / "runs.csv", columns={"N": "parms"})
+
+
+def test_another_loss_may_be_fitted_and_their_column_wins_over_ours(sweep):
+    frame = sweep().assign(loss_code=sweep()["loss"] / 2)
+    np.testing.assert_array_equal(table_from_frame(frame, columns={"loss": "loss_code"}).loss_R, frame["loss"] / 2)
+
+
+def test_bits_per_byte_stay_what_they_are(sweep):
+    table = table_from_frame(sweep().assign(bits_per_byte=1.1), columns={"loss": "bits_per_byte"}, loss_unit="bpb")
+    np.testing.assert_array_equal(table.loss_R, 1.1)
+    assert (table.unit, table.conventions["loss"]) == (
+        "bits per byte",
+        "bits per byte, as given in column bits_per_byte",
+    )
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (["N"], "--columns: 'N' is no column map"),
+        (["N="], "is no column map"),
+        (["N=a", "N=b"], "N is given twice"),
+    ],
+)
+def test_a_column_map_that_is_none_is_refused(pairs, message):
+    with pytest.raises(InputError, match=message):
+        parse_columns(pairs, "columns")
+    assert parse_columns(["loss=a=b", " N = n "], "columns") == {"loss": "a=b", "N": "n"}
+
+
+def test_finished_is_done_in_the_words_of_weights_and_biases(sweep):
+    frame = sweep().assign(status=["finished"] * 27 + ["crashed"])
+    assert table_from_frame(frame).dropped == ({"row": 27, "reason": "status crashed"},)
 
 
 @pytest.mark.parametrize(
