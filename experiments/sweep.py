@@ -1,20 +1,26 @@
 """A whole sweep: plan it, run what is not done yet, collect, analyse, report. Running it again continues.
 
 python -m experiments.sweep --config=experiments/configs/laptop.py --workdir=runs/demo
+python -m experiments.sweep --config=experiments/configs/laptop.py --workdir=runs/demo --refine
+
+The second adds sizes around the optimum that the first found at each budget; what is done is not done again.
 """
 
 import pathlib
-from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
 from scaling import command
-from scaling.analysis.report import inside, summary
+from scaling.data.token_store import open_store
 from scaling.errors import InputError
-from scaling.study import predicted_line, run_study
-from scaling.sweeps.config import prepare_data, sweep_config
+from scaling.study import run_study
+from scaling.sweeps.cells import all_stores
+from scaling.sweeps.config import sweep_config
+from scaling.sweeps.execution import Way
 from scaling.sweeps.launch import default_workers
+from scaling.sweeps.texts import prepare_texts
+from scaling.training.trackers import check_trackers
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file of the sweep; its fields are --config.FIELD=.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the sweep.", required=True)
@@ -23,6 +29,9 @@ LAUNCHER = flags.DEFINE_enum("launcher", "local", ["local"], "Where the cells ru
 WORKERS = flags.DEFINE_integer(
     "workers", None, "Cells at a time. By default one a core where jax computes on the CPU, else one.", lower_bound=1
 )
+REFINE = flags.DEFINE_bool("refine", False, "Add sizes around the optimum found at each budget, and analyse again.")
+TRACKERS = flags.DEFINE_list("trackers", [], "Where to watch the runs besides: tensorboard, wandb.")
+PROFILE_STEPS = flags.DEFINE_integer("profile_steps", 0, "Steps of each run to take a profile of.", lower_bound=0)
 
 
 def main(argv: list[str]) -> int:
@@ -31,25 +40,18 @@ def main(argv: list[str]) -> int:
     workdir = pathlib.Path(WORKDIR.value)
     if workdir.exists() and not workdir.is_dir():
         raise InputError("is not a directory", where=str(workdir))
-    store = prepare_data(config.data, STORES.value)
-    study = run_study(config, store, workdir, WORKERS.value or default_workers())
-    print(summary(study.analysis))
-    if study.prediction:
-        print(prediction_line(study.prediction))
+    check_trackers(TRACKERS.value)
+    texts = prepare_texts(config, STORES.value)
+    if not (workdir / "sweep.json").exists():
+        for store in all_stores(texts).values():  # once a sweep: a damaged text would spoil all of it
+            open_store(store.path, verify=True)
+    way = Way(WORKERS.value or default_workers(), tuple(TRACKERS.value), PROFILE_STEPS.value)
+    study = run_study(config, texts, workdir, way, REFINE.value)
+    print(*study.said, sep="\n")
     print(f"report: {study.report}")
     for cell, reason in study.failed:
         print(f"failed: {cell.id}: {reason}")
     return command.FAILED if study.failed else command.DONE
-
-
-def prediction_line(prediction: dict[str, Any]) -> str:
-    """Prediction and measurement side by side."""
-    told, measured = f"predicted: {predicted_line(prediction)}", prediction["measured"]
-    if measured is None:
-        return f"{told}; not measured"
-    where = {None: "", True: ", inside", False: ", outside"}[inside(prediction)]
-    when = "" if prediction["blind"] else " (its run was trained before the prediction was made)"
-    return f"{told}\nmeasured: loss {measured:.3f}{where}{when}"
 
 
 if __name__ == "__main__":

@@ -13,26 +13,29 @@ from absl import flags
 from ml_collections import config_flags
 
 from scaling import command
-from scaling.data.token_store import TokenStore, prepare_store
+from scaling.data.batches import Stores
 from scaling.errors import InputError
 from scaling.files import read_json
 from scaling.progress import progress_bar
 from scaling.runs import Placement, Run, run_from_dict, run_id
-from scaling.sweeps.config import one_config, prepare_data
-from scaling.sweeps.grid import one_run
+from scaling.sweeps.cells import continued_run, one_run
+from scaling.sweeps.config import one_config
+from scaling.sweeps.texts import find_stores, prepare_text
+from scaling.training.trackers import check_trackers
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file of one run; its fields are --config.FIELD=.")
 RUN = flags.DEFINE_string("run", None, "A run.json or next_run.json, instead of a config.")
-SOURCE = flags.DEFINE_string("source", "stdlib", "With --run: the text, whose token store the run names by content.")
-TOKENIZER = flags.DEFINE_string("tokenizer", "bytes", "With --run: its tokenizer.")
-VALIDATION_FRACTION = flags.DEFINE_float("validation_fraction", 0.05, "With --run: the share of held-out documents.")
+START = flags.DEFINE_string("start", "", "With --run: the directory of the parameters that it starts from.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 STORES = flags.DEFINE_string("stores", command.default_stores(), "Directory where token stores are kept.")
+TRACKERS = flags.DEFINE_list("trackers", [], "Where to watch the run besides: tensorboard, wandb.")
+PROFILE_STEPS = flags.DEFINE_integer("profile_steps", 0, "Steps to take a profile of.", lower_bound=0)
 
 
 def main(argv: list[str]) -> None:
     del argv
-    run, placement, store = _what()
+    check_trackers(TRACKERS.value)
+    run, placement, stores, start = _what()
     workdir = pathlib.Path(WORKDIR.value)
     from scaling.training.loop import train  # here: jax takes a second, which --help need not wait for
 
@@ -44,20 +47,35 @@ def main(argv: list[str]) -> None:
         def report(done: int, steps: int) -> None:
             bar.update(done - bar.n)
 
-        result = train(run, placement, store, workdir, report, stop.is_set)
+        result = train(
+            run,
+            placement,
+            stores,
+            workdir,
+            report,
+            stop.is_set,
+            start=start or None,
+            trackers=TRACKERS.value,
+            profile_steps=PROFILE_STEPS.value,
+        )
     print(_summary(result))
 
 
-def _what() -> tuple[Run, Placement, TokenStore]:
+def _what() -> tuple[Run, Placement, Stores, str]:
+    """The run, where it is placed, its token stores, and the directory of the parameters it starts from, if any."""
     if (RUN.value is None) == (CONFIG.value is None):
         raise InputError("give either --config or --run")
     if RUN.value is not None:
         run = _read_run(RUN.value)
-        store = prepare_store(SOURCE.value, TOKENIZER.value, VALIDATION_FRACTION.value, STORES.value)
-        return run, Placement(), store
+        return run, Placement(), find_stores(run.stores, STORES.value), START.value
     config = one_config(command.config_values(CONFIG))
-    store = prepare_data(config.data, STORES.value)
-    return one_run(config, store), config.placement, store
+    text = prepare_text(config.data, STORES.value)
+    if not config.start:
+        return one_run(config, text), config.placement, text.stores, ""
+    from scaling.models.parameter_files import read_header
+
+    shape, content_id = read_header(config.start)
+    return continued_run(config, text, shape, content_id), config.placement, text.stores, config.start
 
 
 def _read_run(path: str) -> Run:

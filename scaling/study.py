@@ -1,4 +1,8 @@
-"""The whole loop: grid, training, tables, laws, a prediction made before its run is trained, and the report."""
+"""The whole loop: grid, training, tables, and what they come to.
+
+A sweep of one variant comes to a law, a prediction made before its run is trained, and a report; one of several to a
+law each; one over learning rates to a rule for them.
+"""
 
 import dataclasses
 import hashlib
@@ -6,165 +10,235 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from scaling import notes
 from scaling.analysis import decisions, report
 from scaling.analysis.analyze import Analysis, analyze
 from scaling.analysis.curves import curves_from_frame
+from scaling.analysis.isoflop import isoflop
 from scaling.analysis.table import table_from_frame
-from scaling.data.token_store import TokenStore
+from scaling.analysis.tuning import rates_report
 from scaling.errors import InputError, RunFailedError
-from scaling.files import read_json, write_json
-from scaling.models.counts import counts
+from scaling.prediction import measured, predict, predicted_line, prediction_line
+from scaling.recipes import recipe_rule
 from scaling.runs import run_from_dict, run_to_dict
+from scaling.sweeps.cells import Cell, Common, all_stores, check_epochs, common, recommended_run
 from scaling.sweeps.config import SweepConfig
-from scaling.sweeps.execution import execute
-from scaling.sweeps.grid import Cell, make_grid, recommended_run
-from scaling.sweeps.results import cell_status, collect, totals
-from scaling.sweeps.workdir import Sweep, run_directory, save_sweep, write_sweep
+from scaling.sweeps.execution import Way, execute
+from scaling.sweeps.grid import make_grid
+from scaling.sweeps.refine import Found, second_pass
+from scaling.sweeps.results import collect, totals
+from scaling.sweeps.texts import Texts
+from scaling.sweeps.vary import Variant, label
+from scaling.sweeps.workdir import Sweep, save_sweep, write_sweep
+from scaling.tuned import tunes_rates, write_tuning
+
+Failures = tuple[tuple[Cell, str], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What a study came to: tables, the analysis, the prediction if there is one, and the cells that failed."""
+    """What a study came to.
+
+    analyses: by variant, "" for the config as it is; none of a sweep over learning rates. prediction: if one was made.
+    said: what to print, a line each. report: the file to read first.
+    """
 
     results: pd.DataFrame
-    analysis: Analysis
+    analyses: dict[str, Analysis]
     prediction: dict[str, Any] | None
-    failed: tuple[tuple[Cell, str], ...]
+    failed: Failures
+    said: tuple[str, ...]
     report: pathlib.Path
 
 
 def run_study(
-    config: SweepConfig, store: TokenStore, workdir: pathlib.Path, workers: int, say: Callable[[str], None] = print
+    config: SweepConfig,
+    texts: Texts,
+    workdir: pathlib.Path,
+    way: Way,
+    refine: bool = False,
+    say: Callable[[str], None] = print,
 ) -> Study:
     """Runs what is not done yet of a sweep, analyses it, puts its law to the test, and reports.
 
-    say: told in a line what comes next, where it takes time.
-    Raises InputError if the config, the store and the directory do not fit, before anything is written, or if too few
+    refine: after what the config asks for, adds a second pass around the optima that were found. say: told in a line
+    what comes next, where it takes time.
+    Raises InputError if the config, the stores and the directory do not fit, before anything is written, or if too few
     cells came through for a law; RunFailedError if none did; StoppedError if it was asked to stop.
     """
-    cells, dropped = make_grid(config, store)
+    if refine and (config.grid is None or config.vary):
+        raise InputError("--refine looks for the optima of isoFLOP budgets", do="it needs config.grid, and no vary")
+    cells, dropped = make_grid(config, texts)
+    check_epochs(all_stores(texts), config.data.max_epochs, cells)
     for cell in cells:
         config.placement.check(cell.run)
-    sweep = write_sweep(workdir, config, store, cells, dropped)
-    grid = [cell for cell in sweep.cells if cell.role == "grid"]
-    say(f"{len(grid)} cells, {len(dropped)} dropped, on {store.splits['train'].tokens:,} training tokens")
-    failed = execute(workdir, grid, store, config.placement, workers)
+    sweep = write_sweep(workdir, config, texts, cells, dropped)
+    sizes = ", ".join(f"{store.splits['train'].tokens:,}" for store in all_stores(texts).values())
+    say(f"{len(sweep.grid)} cells, {len(dropped)} dropped, on {sizes} training tokens")
+    failed = tuple(execute(workdir, sweep.grid, sweep.stores, config.placement, way))
+    results, curves = _collected(workdir, sweep, failed)
+    if refine:
+        sweep, added = _second_pass(workdir, sweep, texts, results)
+        say(f"{len(added)} cells added around the optima found" if added else "nothing to add around the optima found")
+        failed += tuple(execute(workdir, added, sweep.stores, config.placement, way))
+        results, curves = collect(workdir, sweep)
+    variants = list(dict.fromkeys(cell.variant for cell in sweep.grid))
+    if tunes_rates(config):
+        table = results.to_csv(index=False).encode()
+        said = write_tuning(results, config.recipe, hashlib.sha256(table).hexdigest(), workdir / "report", str(workdir))
+        return Study(results, {}, None, failed, (said,), workdir / "report" / "tuning.html")
+    if len(variants) > 1:
+        return _laws_side_by_side(workdir, sweep, texts, results, curves, variants, failed)
+    return _law(workdir, sweep, texts, results, curves, failed, way, say)
+
+
+def _collected(workdir: pathlib.Path, sweep: Sweep, failed: Failures) -> tuple[pd.DataFrame, pd.DataFrame]:
     results, curves = collect(workdir, sweep)
     if not (results["status"] == "done").any():
         cell, reason = failed[0]
         raise RunFailedError(f"no cell has a result ({totals(results)}); the first to fail, {cell.id}: {reason}")
-    target = (config.prediction or 2.0) * max(cell.budget for cell in grid)
+    return results, curves
+
+
+def _second_pass(
+    workdir: pathlib.Path, sweep: Sweep, texts: Texts, results: pd.DataFrame
+) -> tuple[Sweep, tuple[Cell, ...]]:
+    done = results[(results["status"] == "done") & (results["role"] == "grid") & results["budget"].notna()]
+    valleys = isoflop(table_from_frame(done))
+    if isinstance(valleys, str):
+        raise InputError(f"there is no optimum to refine: {valleys}", where=str(workdir))
+    found = []
+    for budget, rows in done.groupby("budget"):
+        near = min(valleys.budgets, key=lambda valley, C=budget: abs(np.log(valley.C / C)))
+        bracketed = near.status == "ok"
+        N = near.N_opt if bracketed else rows.loc[rows["loss"].idxmin(), "N"]
+        found.append(Found(float(budget), float(N), "bracketed" if bracketed else "open"))
+    known = {cell.id for cell in sweep.cells}
+    added = tuple(cell for cell in second_pass(sweep, texts, found) if cell.id not in known)
+    check_epochs(all_stores(texts), sweep.config.data.max_epochs, [*sweep.grid, *added])
+    sweep = dataclasses.replace(sweep, cells=(*sweep.cells, *added))
+    save_sweep(workdir, sweep)
+    return sweep, added
+
+
+def _law(
+    workdir: pathlib.Path,
+    sweep: Sweep,
+    texts: Texts,
+    results: pd.DataFrame,
+    curves: pd.DataFrame,
+    failed: Failures,
+    way: Way,
+    say: Callable[[str], None],
+) -> Study:
+    config = sweep.config
+    shared = common(config, texts, config.variants[0])
+    target = (config.prediction or 2.0) * max(cell.budget or cell.flops for cell in sweep.grid)
     analysis = _analyse(results, curves, target)
-    runs = configured(config, store, decisions.next_runs(analysis))
+    runs = configured(shared, decisions.next_runs(analysis))
     prediction = None
     if config.prediction and runs and runs[0]["run"]:
         cell = Cell(run_from_dict(runs[0]["run"]), target, "prediction")
-        sweep, prediction = _predict(workdir, sweep, cell, results, analysis)
+        sweep, prediction = predict(workdir, sweep, cell, results, analysis)
         tested = [cell for cell in sweep.cells if cell.id == prediction["run"]]
         say(f"predicted, before it is trained: {predicted_line(prediction)}")
-        failed += execute(workdir, tested, store, config.placement, workers)
+        failed += tuple(execute(workdir, tested, sweep.stores, config.placement, way))
         results, _ = collect(workdir, sweep)
-        prediction = _measure(workdir, prediction)
+        prediction = measured(workdir, prediction)
         # The tested run has no part in any number: only the table now has its row, among those dropped.
         analysis = dataclasses.replace(analysis, table=table_from_frame(results))
+    path = _report(workdir / "report", analysis, shared, sweep, results, runs, prediction)
+    said = (report.summary(analysis), *([prediction_line(prediction)] if prediction else []))
+    return Study(results, {"": analysis}, prediction, failed, said, path)
+
+
+def _laws_side_by_side(
+    workdir: pathlib.Path,
+    sweep: Sweep,
+    texts: Texts,
+    results: pd.DataFrame,
+    curves: pd.DataFrame,
+    variants: Sequence[str],
+    failed: Failures,
+) -> Study:
+    """A law and a report of each variant, under report/, and the table that compares them, variants.csv."""
+    analyses, said, paths, rows = {}, [], [], []
+    for number, variant in enumerate(variants):
+        mine = results[results["variant"] == variant]
+        row = {"variant": variant, "cells": len(mine), "done": int((mine["status"] == "done").sum())}
+        row["lowest_loss"] = mine["loss"].min()
+        try:
+            analysis = _analyse(mine, curves[curves["run"].isin(mine["run"])], 2.0 * mine["C"].max())
+        except InputError as error:
+            said.append(f"{variant or 'as configured'}: no law: {error}")
+            rows.append({**row, "why": str(error)})
+            continue
+        analyses[variant] = analysis
+        shared = common(sweep.config, texts, _variant_of(sweep.config, variant))
+        runs = configured(shared, decisions.next_runs(analysis))
+        directory = workdir / "report" / f"variant{number}"
+        paths.append(_report(directory, analysis, shared, sweep, mine, runs, None))
+        said.append(f"{variant or 'as configured'}: {paths[-1]}\n{report.summary(analysis)}")
+        rows.append({**row, **_numbers(analysis)})
+    table = pd.DataFrame(rows)
+    (workdir / "report").mkdir(parents=True, exist_ok=True)
+    table.to_csv(workdir / "report" / "variants.csv", index=False)
+    said.append(table.to_string(index=False))
+    return Study(results, analyses, None, failed, tuple(said), workdir / "report" / "variants.csv")
+
+
+def _variant_of(config: SweepConfig, name: str) -> Variant:
+    return next(variant for variant in config.variants if label(variant) == name)
+
+
+def _numbers(analysis: Analysis) -> dict[str, float]:
+    """What two variants are compared by: exponents and the law's loss at the target."""
+    told = report.report_dict(analysis)
+    exponents = {
+        f"N_exponent_{name}": told[name]["N_exponent"]["value"]
+        for name in ("approach2", "approach3")
+        if "N_exponent" in told[name]
+    }
+    return {**exponents, "target_flops": analysis.optima[0]["C"], "loss_at_target": analysis.optima[0]["loss"]["value"]}
+
+
+def _report(
+    directory: pathlib.Path,
+    analysis: Analysis,
+    shared: Common,
+    sweep: Sweep,
+    results: pd.DataFrame,
+    runs: Sequence[dict[str, Any]],
+    prediction: dict[str, Any] | None,
+) -> pathlib.Path:
+    recipe = shared.config.recipe
     report.write_report(
         analysis,
-        workdir / "report",
+        directory,
         next_runs=runs,
         prediction=prediction,
-        title=f"{workdir.resolve().name}: isoFLOP study on {store.source}",
-        notes=_notes(store, sweep, results, runs),
+        title=f"{directory.resolve().parent.name}: study on {shared.text.main.source}",
+        notes=notes.of_study(shared, sweep, results, runs),
+        rates=rates_report(results, recipe_rule(recipe), recipe),
     )
-    return Study(results, analysis, prediction, tuple(failed), workdir / "report" / "report.html")
+    return directory / "report.html"
 
 
 def _analyse(results: pd.DataFrame, curves: pd.DataFrame, target: float) -> Analysis:
     return analyze(table_from_frame(results), curves_from_frame(curves), [target])
 
 
-def _predict(
-    workdir: pathlib.Path, sweep: Sweep, cell: Cell, results: pd.DataFrame, analysis: Analysis
-) -> tuple[Sweep, dict[str, Any]]:
-    """The loss that the law expects of a recommended cell, written to prediction.json before that run is trained.
-
-    A prediction once made from the losses of a grid stands; a grid that has grown makes a new one.
-    """
-    path = workdir / "prediction.json"
-    losses = results.loc[results["role"] == "grid", ["run", "loss"]].to_csv(index=False)
-    digest = hashlib.sha256(losses.encode()).hexdigest()
-    if path.exists():
-        made = read_json(path)
-        if made["grid_sha256"] == digest and made["target_flops"] == cell.budget:
-            return sweep, made
-    run = cell.run
-    counted = counts(run.model, run.data.sequence_length, run.tokens)
-    prediction = {
-        "target_flops": cell.budget,
-        "run": cell.id,
-        **{name: counted[name] for name in ("N", "D", "C")},
-        "predicted": decisions.predict_loss(analysis, counted["N"], counted["D"]),
-        "blind": cell_status(run_directory(workdir, cell.id))[0] != "done",
-        "grid_sha256": digest,
-    }
-    if cell.id not in {known.id for known in sweep.cells}:
-        sweep = dataclasses.replace(sweep, cells=(*sweep.cells, cell))
-        save_sweep(workdir, sweep)
-    write_json(path, prediction)
-    return sweep, prediction
-
-
-def predicted_line(prediction: dict[str, Any]) -> str:
-    """A prediction in words."""
-    predicted = prediction["predicted"]
-    interval = (
-        "no interval"
-        if predicted["ci"] is None
-        else "{:.0%} interval {:.3f} to {:.3f}".format(predicted["level"], *predicted["ci"])
-    )
-    return (
-        f"N {prediction['N']:,.0f}, D {prediction['D']:,.0f} at {prediction['C']:.3g} FLOPs: loss "
-        f"{predicted['value']:.3f}, {interval}"
-    )
-
-
-def _measure(workdir: pathlib.Path, prediction: dict[str, Any]) -> dict[str, Any]:
-    path = run_directory(workdir, prediction["run"]) / "result.json"
-    result = read_json(path) if path.exists() else {}
-    return {**prediction, "measured": result.get("loss"), "loss_stderr": result.get("loss_stderr")}
-
-
-def configured(config: SweepConfig, store: TokenStore, next_runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def configured(shared: Common, next_runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The next runs, each with the configuration to train under "run": null, and "why", where there is none."""
     found = []
     for next_run in next_runs:
         try:
-            run = recommended_run(config, store, next_run["target_flops"], next_run["N"]["value"])
+            run = recommended_run(shared, next_run["target_flops"], next_run["N"]["value"])
         except InputError as error:
             found.append({**next_run, "run": None, "why": str(error)})
         else:
             found.append({**next_run, "run": run_to_dict(run)})
     return found
-
-
-def _notes(store: TokenStore, sweep: Sweep, results: pd.DataFrame, runs: Sequence[dict[str, Any]]) -> Sequence[str]:
-    """What the reader must know of the runs, beside their numbers."""
-    train = store.splits["train"]
-    notes = [
-        f"Text: {store.source}, {train.tokens:,} training tokens ({store.tokenizer}), content {store.content_id}.",
-        f"Recipe: {sweep.config.recipe}. Its learning rates follow a rule and were not tuned for each size: a rate "
-        "that is worse for some sizes than for others bends the exponents.",
-        f"Cells: {totals(results)}.",
-    ]
-    repeated = results[results["epochs"].fillna(0) > 1]
-    if len(repeated):
-        notes.append(
-            f"Repeated data, up to {repeated['epochs'].max():.2f} epochs: {', '.join(repeated['run'])}. A repeated "
-            "token teaches less than a fresh one, which the law does not know."
-        )
-    if len(sweep.config.seeds) == 1:
-        notes.append("One seed a cell: the noise between seeds is in the residuals, not measured apart.")
-    notes += [f"No configuration at {run['target_flops']:.3g} FLOPs: {run['why']}." for run in runs if not run["run"]]
-    notes += [f"Dropped: {d.size:,.0f} parameters at {d.budget:.3g} FLOPs: {d.reason}." for d in sweep.dropped]
-    return notes

@@ -90,12 +90,16 @@ def refused(run):
 
 
 FLAGS = {
-    "experiments.sweep": ("config", "workdir", "stores", "launcher", "workers"),
-    "experiments.train": ("config", "run", "workdir", "stores", "source"),
-    "tools.plan": ("config", "stores", "out"),
-    "tools.status": ("workdir",),
+    "experiments.sweep": ("config", "workdir", "stores", "trackers", "launcher", "workers"),
+    "experiments.train": ("config", "run", "workdir", "stores", "start", "trackers"),
+    "tools.plan": ("config", "stores", "suppose_tokens", "out"),
+    "tools.status": ("workdir", "[no]watch", "[no]all", "profile"),
     "tools.analyze": ("runs", "curves", "out", "target_flops", "loss_unit"),
-    "tools.tokenize": ("source", "tokenizer", "out"),
+    "tools.tokenize": ("source", "tokenizer", "processes", "out"),
+    "tools.tune": ("runs", "base", "out"),
+    "tools.prepare_tfds": ("source", "name", "convert", "out"),
+    "tools.export": ("run", "format", "store", "out"),
+    "tools.import_hf": ("checkpoint", "out"),
 }
 
 
@@ -135,6 +139,10 @@ def test_an_argument_without_a_flag_is_refused(refused, module):
         "tools.status": ["--workdir=w"],
         "tools.analyze": ["--runs=r", "--out=o"],
         "tools.tokenize": ["--out=o"],
+        "tools.tune": ["--runs=r", "--out=o"],
+        "tools.prepare_tfds": ["--out=o"],
+        "tools.export": ["--run=r", "--out=o"],
+        "tools.import_hf": ["--checkpoint=c", "--out=o"],
     }
     assert "unexpected argument 'runs/demo'" in refused(module, *needed.get(module, []), "runs/demo")
 
@@ -147,6 +155,10 @@ def test_an_argument_without_a_flag_is_refused(refused, module):
         ("tools.status", "workdir"),
         ("tools.analyze", "runs"),
         ("tools.tokenize", "out"),
+        ("tools.tune", "runs"),
+        ("tools.prepare_tfds", "out"),
+        ("tools.export", "run"),
+        ("tools.import_hf", "checkpoint"),
     ],
 )
 def test_a_missing_flag_is_named(refused, module, flag):
@@ -200,7 +212,19 @@ def test_a_field_that_the_file_leaves_at_its_default_can_be_set(run):
         ("--config.grid.prior_size=-1.0", "config.grid.prior_size=-1.0 is not positive"),
         ("--config.recipe=smal", "unknown recipe 'smal' (did you mean small?)"),
         ("--config.grid.budgets=(1e3,)", "budget 1e+03 FLOPs keeps 0 of"),
-        ("--config.data.max_epochs=0.001", "epochs (allow repetition with --config.data.max_epochs="),
+        ("--config.data.mixture=('0 stdlib','0 files:x')", "config.data.mixture: the weights sum to nothing"),
+        ("--config.data.mixture=('stdlib',)", "config.data.mixture has 'stdlib' (each is a weight and a source"),
+        ("--config.data.mixture=('1 stdlib','-2 files:x')", "negative"),
+        ("--config.data.validation=('stdlib',)", "config.data.validation has 'stdlib' (each is NAME=SOURCE"),
+        ("--config.data.validation=('a b=stdlib',)", "'a b' cannot name an evaluation set"),
+        ("--config.data.source=stdlib | min_byte:3", "did you mean min_bytes?"),
+        ("--config.data.tokenizer=json:/nowhere.json", "/nowhere.json"),
+        ("--config.data.tokenizer=bpe:many", "has no vocabulary size"),
+        ("--config.vary=((('optimizer.peak_rl',1.0),),)", "did you mean optimizer.peak_lr?"),
+        ("--config.model.family=lama", "did you mean llama?"),
+        ("--config.model.sizes=presets", "config.model.sizes='presets' of no family"),
+        ("--config.points=((1e4,),)", "config.points"),
+        ("--config.recipe=rule:/nowhere.json", "/nowhere.json: no such file"),
         ("--config.data.source=stdlb", "unknown source 'stdlb' (did you mean stdlib?)"),
         ("--config.data.source=files:/nowhere/*", "no file matches '/nowhere/*'"),
         ("--config.data.source=tfds:no_such_set", "prepare it as array_record"),
@@ -210,6 +234,32 @@ def test_a_field_that_the_file_leaves_at_its_default_can_be_set(run):
 )
 def test_a_wrong_or_impossible_value_is_named(refused, field, fault):
     assert fault in refused("tools.plan", SMOKE, field)
+
+
+def test_repetition_that_is_not_allowed_is_planned_and_not_run(run, refused, tmp_path):
+    few = "--config.data.max_epochs=0.001"
+    line = refused("experiments.sweep", SMOKE, few, f"--workdir={tmp_path}/w")
+    assert "epochs (allow repetition with --config.data.max_epochs=" in line
+    assert not (tmp_path / "w").exists()
+    code, output, _ = run("tools.plan", SMOKE, "--suppose_tokens=1e5", "--suppose_vocab=256")
+    assert code == 0
+    assert "supposed holds 100,000 training tokens: too few for" in output
+    assert "experiments.sweep refuses more than config.data.max_epochs=1" in output.splitlines()[-1]
+
+
+def test_what_is_supposed_of_a_text_comes_whole(refused):
+    together = "--suppose_tokens and --suppose_vocab come together"
+    assert refused("tools.plan", SMOKE, "--suppose_tokens=1e5") == together
+
+
+def test_the_paper_can_be_planned_without_its_text(run):
+    """Hoffmann et al. 2022 on C4's 1.5e11 tokens, which are too few for some of its cells."""
+    config = "--config=experiments/configs/chinchilla.py"
+    code, output, errors = run("tools.plan", config, "--suppose_tokens=1.5e11", "--suppose_vocab=32000")
+    assert code == 0, errors
+    assert "261 cells, 2e+23 FLOPs" in output
+    assert "too few for 15 of 261 cells" in output
+    assert "N 4,273,695,744 at 9.49e+21 FLOPs needs 3.42e+11 tokens: 2.28 epochs" in output
 
 
 @pytest.mark.parametrize(
@@ -269,6 +319,11 @@ def test_status_of_no_sweep_says_how_to_start_one(refused, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("value", ["0", "often", ""])
+def test_a_wrong_interval_of_a_watch_is_named(refused, tmp_path, value):
+    assert f"--watch={value}:" in refused("tools.status", f"--workdir={tmp_path}", f"--watch={value}")
+
+
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
@@ -307,11 +362,12 @@ def test_a_real_start_says_the_same(environment):
 
 
 def test_the_plan_of_every_sweep_config_can_be_made(run, tmp_path):
-    for name in ("laptop", "smoke"):
+    for name in ("laptop", "smoke", "durations", "tune"):
         code, output, errors = run("tools.plan", f"--config=experiments/configs/{name}.py", f"--out={tmp_path}/{name}")
         assert code == 0, errors
         plan = json.loads((tmp_path / name).read_text())
-        assert f"{len(plan['cells'])} cells, " in output.splitlines()[-1]
+        assert f"{len(plan['cells'])} cells, " in output.splitlines()[-2]
+        assert output.splitlines()[-1].endswith("no cell repeats its data")
         assert all(cell["steps"] >= 100 for cell in plan["cells"])
 
 

@@ -26,15 +26,19 @@ MAY_IMPORT = {
     "specs": set(),
     "command": set(),
     "progress": set(),
+    "rules": set(),
     "runs": set(),
     "models": {"runs"},
     "data": {"runs"},
-    "recipes": {"runs", "models"},
+    "recipes": {"runs", "models", "rules"},
     "parallel": {"runs", "models"},
     "training": {"runs", "models", "data", "recipes", "parallel"},
     "sweeps": {"runs", "models", "data", "recipes", "training"},
-    "analysis": set(),
-    "study": {"runs", "models", "data", "recipes", "sweeps", "analysis"},
+    "analysis": {"rules"},
+    "notes": {"data", "sweeps"},
+    "prediction": {"models", "sweeps", "analysis"},
+    "tuned": {"recipes", "rules", "sweeps", "analysis"},
+    "study": {"runs", "recipes", "sweeps", "analysis", "notes", "prediction", "tuned"},
 }
 ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow", "torch"}
 
@@ -104,9 +108,9 @@ def test_only_what_computes_imports_jax(path):
 @pytest.mark.parametrize(
     "path", [path for path in SCALING if part(path) in ("sweeps", "study", "recipes")], ids=name_of
 )
-def test_sweeps_know_models_by_their_counts(path):
-    models = {name for name in imported(parse(path)) if name.startswith("scaling.models.")}
-    assert all(name.startswith(("scaling.models.counts.", "scaling.models.ladder.")) for name in models), models
+def test_sweeps_know_models_by_their_counts_and_sizes(path):
+    models = {name.split(".")[2] for name in imported(parse(path)) if name.startswith("scaling.models.")}
+    assert models <= {"counts", "families", "ladder"}, models
 
 
 def test_no_command_imports_jax_before_it_trains():

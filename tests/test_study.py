@@ -1,5 +1,6 @@
 """The whole loop over simulated runs whose law is known."""
 
+import collections
 import functools
 import json
 import pathlib
@@ -21,7 +22,9 @@ from scaling.models.counts import counts
 from scaling.runs import run_from_dict, run_to_dict
 from scaling.study import run_study
 from scaling.sweeps.config import sweep_config
+from scaling.sweeps.execution import Way
 from scaling.sweeps.grid import make_grid
+from scaling.sweeps.texts import Text
 from scaling.sweeps.workdir import read_sweep, run_directory
 
 # L = E + A / N^alpha + B / D^beta, with its optimum near 60k parameters at 5e11 FLOPs, as bytes of Python have it.
@@ -42,13 +45,14 @@ def law(N, D):
     return LAW["E"] + LAW["A"] / N ** LAW["alpha"] + LAW["B"] / D ** LAW["beta"]
 
 
-def store_of(tokens):
-    split = Split(int(tokens), 1, int(tokens), "", np.zeros(0, np.uint16), np.zeros(0, np.int64))
+def texts_of(tokens):
+    split = Split(int(tokens), documents=1, bytes=int(tokens))
     splits = {"train": split, "validation": split}
-    return TokenStore(pathlib.Path("/stores/s"), "cafe", "some:text", "bytes", 256, 0, {}, splits)
+    text = Text(TokenStore(pathlib.Path("/stores/s"), "cafe", "some:text", "bytes", 256, 0, {}, splits))
+    return collections.defaultdict(lambda: text, {None: text})
 
 
-def simulated(workdir, cells, store, placement, workers, loss=law):
+def simulated(workdir, cells, stores, placement, way, loss=law):
     """Writes what training would, with losses of the known law, at ten points on the way."""
     for cell in cells:
         directory, run = run_directory(workdir, cell.id), cell.run
@@ -101,7 +105,7 @@ def known(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "execute", simulated)
         patch.setattr(study, "analyze", functools.partial(analyze, resamples=RESAMPLES))
-        run_study(config_of(), store_of(1e9), workdir, 1)
+        run_study(config_of(), texts_of(1e9), workdir, Way(1))
     return workdir, report_of(workdir)
 
 
@@ -168,9 +172,9 @@ def test_files_give_the_report_that_the_study_gives(known):
 
 
 def test_a_study_again_gives_the_same_report(simulate, tmp_path):
-    run_study(config_of(), store_of(1e9), tmp_path / "s", 1)
+    run_study(config_of(), texts_of(1e9), tmp_path / "s", Way(1))
     first, made = report_of(tmp_path / "s"), (tmp_path / "s" / "prediction.json").read_bytes()
-    run_study(config_of(), store_of(1e9), tmp_path / "s", 1)
+    run_study(config_of(), texts_of(1e9), tmp_path / "s", Way(1))
     assert report_of(tmp_path / "s") == first
     assert (tmp_path / "s" / "prediction.json").read_bytes() == made
 
@@ -186,7 +190,7 @@ def test_the_prediction_is_on_disk_before_its_run_is_trained(simulate, tmp_path)
         return simulated(workdir, cells, *rest)
 
     simulate(watch)
-    done = run_study(config_of(), store_of(1e9), tmp_path / "s", 1)
+    done = run_study(config_of(), texts_of(1e9), tmp_path / "s", Way(1))
     ((prediction, cells),) = seen
     assert cells == [prediction["run"]]
     assert "measured" not in prediction
@@ -194,9 +198,9 @@ def test_the_prediction_is_on_disk_before_its_run_is_trained(simulate, tmp_path)
 
 
 def test_a_grid_that_grew_makes_a_new_prediction(simulate, tmp_path):
-    run_study(config_of(grid={"budgets": (2e11, 5e11, 1.25e12)}), store_of(1e9), tmp_path / "s", 1)
+    run_study(config_of(grid={"budgets": (2e11, 5e11, 1.25e12)}), texts_of(1e9), tmp_path / "s", Way(1))
     first = report_of(tmp_path / "s")["prediction"]
-    run_study(config_of(), store_of(1e9), tmp_path / "s", 1)
+    run_study(config_of(), texts_of(1e9), tmp_path / "s", Way(1))
     second = report_of(tmp_path / "s")["prediction"]
     assert (first["target_flops"], second["target_flops"]) == (2.5e12, 6e12)
     assert second["blind"]
@@ -206,7 +210,7 @@ def test_a_grid_that_grew_makes_a_new_prediction(simulate, tmp_path):
 
 
 def test_without_a_prediction_there_is_still_a_next_run(simulate, tmp_path):
-    done = run_study(config_of(prediction=0.0), store_of(1e9), tmp_path / "s", 1)
+    done = run_study(config_of(prediction=0.0), texts_of(1e9), tmp_path / "s", Way(1))
     assert done.prediction is None
     assert "prediction" not in report_of(tmp_path / "s")
     assert not (tmp_path / "s" / "prediction.json").exists()
@@ -218,8 +222,8 @@ def test_without_a_prediction_there_is_still_a_next_run(simulate, tmp_path):
 def test_a_next_run_for_which_there_is_too_little_text_says_so(simulate, tmp_path):
     """The grid fits into the text, a run of twenty times its largest budget does not: no prediction, and why."""
     config = config_of(prediction=20.0)
-    tokens = max(cell.run.tokens for cell in make_grid(config, store_of(1e9))[0])
-    done = run_study(config, store_of(1.01 * tokens), tmp_path / "s", 1)
+    tokens = max(cell.run.tokens for cell in make_grid(config, texts_of(1e9))[0])
+    done = run_study(config, texts_of(1.01 * tokens), tmp_path / "s", Way(1))
     assert done.prediction is None
     (next_run,) = read_json(tmp_path / "s" / "report" / "next_run.json")
     assert next_run["run"] is None
@@ -229,15 +233,15 @@ def test_a_next_run_for_which_there_is_too_little_text_says_so(simulate, tmp_pat
 def test_a_law_without_an_optimum_is_reported_and_predicts_nothing(simulate, tmp_path):
     """Loss that falls with tokens alone: the smallest model is always best, and there is no run to recommend."""
     simulate(functools.partial(simulated, loss=lambda N, D: 1.0 + 128.0 / D**0.36))
-    done = run_study(config_of(), store_of(1e9), tmp_path / "s", 1)
+    done = run_study(config_of(), texts_of(1e9), tmp_path / "s", Way(1))
     assert done.prediction is None
     assert read_json(tmp_path / "s" / "report" / "next_run.json") == []
 
 
-def failing(workdir, cells, store, placement, workers, which):
+def failing(workdir, cells, stores, placement, way, which):
     """Simulated runs of which some fail for good."""
     lost = [cell for cell in cells if which(cell)]
-    simulated(workdir, [cell for cell in cells if cell not in lost], store, placement, workers)
+    simulated(workdir, [cell for cell in cells if cell not in lost], stores, placement, way)
     for cell in lost:
         write_json(run_directory(workdir, cell.id) / "failure.json", {"reason": "step 7: loss nan", "final": True})
     return [(cell, "step 7: loss nan") for cell in lost]
@@ -245,7 +249,7 @@ def failing(workdir, cells, store, placement, workers, which):
 
 def test_a_failed_cell_is_a_row_with_a_reason_and_the_study_goes_on(simulate, tmp_path):
     simulate(functools.partial(failing, which=lambda cell: cell.budget == 5e11 and cell.run.model.d_model > 64))
-    done = run_study(config_of(), store_of(1e9), tmp_path / "s", 1)
+    done = run_study(config_of(), texts_of(1e9), tmp_path / "s", Way(1))
     assert done.failed
     results = pd.read_csv(tmp_path / "s" / "results.csv")
     rows = results[results["status"] == "failed"]
@@ -261,13 +265,13 @@ def test_when_every_cell_fails_it_is_no_fault_of_the_input(simulate, tmp_path):
     """Cells failed: exit code 3, by a RunFailedError with a reason, and the table is there."""
     simulate(functools.partial(failing, which=lambda cell: True))
     with pytest.raises(RunFailedError, match="step 7: loss nan"):
-        run_study(config_of(), store_of(1e9), tmp_path / "s", 1)
+        run_study(config_of(), texts_of(1e9), tmp_path / "s", Way(1))
     assert set(pd.read_csv(tmp_path / "s" / "results.csv")["status"]) == {"failed"}
 
 
 def test_a_failed_prediction_is_reported_as_not_measured(simulate, tmp_path):
     simulate(functools.partial(failing, which=lambda cell: cell.role == "prediction"))
-    done = run_study(config_of(), store_of(1e9), tmp_path / "s", 1)
+    done = run_study(config_of(), texts_of(1e9), tmp_path / "s", Way(1))
     assert [cell.role for cell, _ in done.failed] == ["prediction"]
     prediction = report_of(tmp_path / "s")["prediction"]
     assert prediction["measured"] is None
@@ -281,10 +285,10 @@ def test_a_stopped_study_keeps_what_it_has_and_goes_on(simulate, tmp_path):
 
     simulate(stopped)
     with pytest.raises(StoppedError):
-        run_study(config_of(), store_of(1e9), tmp_path / "s", 1)
+        run_study(config_of(), texts_of(1e9), tmp_path / "s", Way(1))
     assert not (tmp_path / "s" / "report").exists()
     simulate()
-    run_study(config_of(), store_of(1e9), tmp_path / "s", 1)
+    run_study(config_of(), texts_of(1e9), tmp_path / "s", Way(1))
     assert report_of(tmp_path / "s")["approach3"]["N_exponent"]["value"] == pytest.approx(EXPONENT, abs=1e-5)
 
 
@@ -299,5 +303,5 @@ def test_a_stopped_study_keeps_what_it_has_and_goes_on(simulate, tmp_path):
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_written(simulate, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
-        run_study(config_of(**changes), store_of(1e9), tmp_path / "s", 1)
+        run_study(config_of(**changes), texts_of(1e9), tmp_path / "s", Way(1))
     assert not (tmp_path / "s").exists()

@@ -1,35 +1,61 @@
-"""How far a sweep is: done, running, failed and why, missing.
+"""How far a sweep is: done, running, failed and why, missing; how fast, and the time left.
 
 python -m tools.status --workdir=runs/demo
+python -m tools.status --workdir=runs/demo --watch
+python -m tools.status --workdir=runs/demo --profile=d48x2-1.5M-0123456789ab:5
 """
 
+import contextlib
 import pathlib
 
 from absl import flags
 
 from scaling import command
 from scaling.sweeps.results import totals
-from scaling.sweeps.status import status_rows, time_left
+from scaling.sweeps.status import ask_profile, status_rows, status_text, time_left
+from scaling.sweeps.watch import watch
 from scaling.sweeps.workdir import read_sweep
 
+
+class _Seconds(flags.FloatParser):
+    """A flag that needs no value: --watch is --watch=5, and --nowatch takes it back."""
+
+    def parse(self, argument: str | float) -> float | None:
+        if argument == "false":
+            return None
+        return super().parse("5" if argument == "true" else argument)
+
+
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the sweep.", required=True)
+WATCH = flags.DEFINE_flag(
+    flags.Flag(
+        _Seconds(lower_bound=0.1),
+        None,
+        "watch",
+        None,
+        "Show it again every 5 seconds, or --watch=SECONDS, until nothing is left to run; Ctrl-C ends it.",
+        boolean=True,
+    )
+)
+ALL = flags.DEFINE_bool("all", False, "With --watch: list all cells, not only those that run or failed.")
+PROFILE = flags.DEFINE_string(
+    "profile", None, "RUN or RUN:STEPS: ask a running cell for a profile of its next steps, 5 unless said otherwise."
+)
 
 
 def main(argv: list[str]) -> None:
     del argv
     workdir = pathlib.Path(WORKDIR.value)
-    table = status_rows(workdir, read_sweep(workdir))
-    shown = table.assign(
-        budget=table["budget"].map("{:.3g}".format),
-        N=table["N"].map("{:,.0f}".format),
-        progress=table["progress"].map("{:.0%}".format),
-        loss=table["loss"].map("{:.4f}".format).replace("nan", ""),
-    )
-    print(shown.drop(columns=["C", "seconds", "reason"]).to_string(index=False))
-    for row in table.itertuples():
-        if row.reason:
-            print(f"{row.status}: {row.run}: {row.reason}")
-    print(f"{totals(table)}; {time_left(table)}")
+    sweep = read_sweep(workdir)
+    if PROFILE.value is not None:
+        print(f"asked for; the trace will be in {ask_profile(workdir, sweep.cells, PROFILE.value)}")
+    elif WATCH.value is not None:
+        with contextlib.suppress(KeyboardInterrupt):
+            watch(workdir, WATCH.value, ALL.value)
+    else:
+        table = status_rows(workdir, sweep)
+        print(status_text(table))
+        print(f"{totals(table)}; {time_left(table)}")
 
 
 if __name__ == "__main__":

@@ -24,4 +24,4 @@ GRID = GridConfig(
 
 
 def get_config() -> ConfigDict:
-    return config_dict(SweepConfig(data=DATA, grid=GRID, recipe="small", model=MODEL, prediction=2.0))
+    return config_dict(SweepConfig(DATA, "small", GRID, model=MODEL, prediction=2.0))

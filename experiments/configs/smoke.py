@@ -25,4 +25,4 @@ GRID = GridConfig(
 
 def get_config() -> ConfigDict:
     data = dataclasses.replace(DATA, eval_windows=32)
-    return config_dict(SweepConfig(data, GRID, "small", MODEL, eval_points=3, prediction=2.0))
+    return config_dict(SweepConfig(data, "small", GRID, model=MODEL, eval_points=3, prediction=2.0))

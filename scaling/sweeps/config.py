@@ -5,39 +5,83 @@ its default, can be set by a flag.
 """
 
 import dataclasses
+import math
 import typing
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
 from ml_collections import config_dict as collections
 
-from scaling.data.token_store import TokenStore, prepare_store
-from scaling.files import Path
 from scaling.runs import Placement
 from scaling.specs import from_dict, require, settle
+from scaling.sweeps.vary import Variant
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Which text, how it is cut into tokens and windows, and how often it may be repeated."""
 
-    source: str
-    tokenizer: str
+    source: str  # its held-out documents give the loss; trained on, unless there is a mixture
+    tokenizer: str  # of all texts; one that is trained here is trained on `source`
     sequence_length: int
     eval_windows: int
     validation_fraction: float = 0.05
     max_epochs: float = 1.0
     seed: int = 0
+    mixture: tuple[str, ...] = ()  # trained on instead: "WEIGHT SOURCE" each
+    validation: tuple[str, ...] = ()  # evaluated on besides: "NAME=SOURCE" each
 
     def __post_init__(self) -> None:
         settle(self, "config.data")
         require(self.max_epochs > 0, f"config.data.max_epochs={self.max_epochs} is not positive")
+        self.components(), self.eval_sources()
+
+    def components(self) -> list[tuple[float, str]]:
+        """The mixture as (weight, source). Raises InputError for a part that is not "WEIGHT SOURCE"."""
+        found = []
+        for part in self.mixture:
+            weight, _, source = part.strip().partition(" ")
+            try:
+                found.append((float(weight), source.strip()))
+            except ValueError:
+                source = ""
+            require(
+                bool(source),
+                f"config.data.mixture has {part!r}",
+                "each is a weight and a source: '0.8 tfds:c4/en:3.1.0'",
+            )
+        require(all(weight >= 0 for weight, _ in found), f"config.data.mixture has a negative weight: {self.mixture}")
+        require(
+            not found or 0 < sum(weight for weight, _ in found) < math.inf,
+            "config.data.mixture: the weights sum to nothing",
+            "give at least one source a weight over 0",
+        )
+        return found
+
+    def eval_sources(self) -> list[tuple[str, str]]:
+        """The further evaluation sets as (name, source). Raises InputError for one that is not "NAME=SOURCE"."""
+        found = []
+        for part in self.validation:
+            name, equals, source = part.partition("=")
+            require(
+                bool(equals and source),
+                f"config.data.validation has {part!r}",
+                "each is NAME=SOURCE: 'code=files:*.py'",
+            )
+            found.append((name.strip(), source.strip()))
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """What all models of a sweep share; their dimensions come from their size."""
+    """What all models of a sweep share; their dimensions come from their size.
 
+    A family sets the fields below as its published models have them; those given beside it, other than at their
+    default, override it. Sizes come from the formula of scaling.models.ladder, or are the family's published ones.
+    """
+
+    family: Literal["plain", "gpt2", "llama", "chinchilla"] = "plain"
+    sizes: Literal["formula", "presets"] = "formula"
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     positions: Literal["rotary", "learned"] = "rotary"
     activation: Literal["gelu", "swiglu"] = "gelu"
@@ -47,6 +91,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         settle(self, "config.model")
+        require(
+            self.family != "plain" or self.sizes == "formula",
+            "config.model.sizes='presets' of no family",
+            "give config.model.family",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +122,47 @@ class GridConfig:
         require(self.sizes >= 4, f"config.grid.sizes={self.sizes}", "an isoFLOP curve needs at least 4")
 
 
+@dataclasses.dataclass(frozen=True)
+class DurationsConfig:
+    """Sizes x durations (N x D): each size is trained from scratch for several lengths, given in tokens a parameter or
+    in tokens."""
+
+    sizes: tuple[float, ...] = ()  # parameters; none: all published sizes of the family
+    tokens_per_parameter: tuple[float, ...] = ()
+    tokens: tuple[float, ...] = ()
+    max_flops: float | None = None  # what would take more is dropped, and listed
+
+    def __post_init__(self) -> None:
+        settle(self, "config.durations")
+        for name in ("sizes", "tokens_per_parameter", "tokens"):
+            values = getattr(self, name)
+            require(
+                all(value > 0 for value in values), f"config.durations.{name}={values} has one that is not positive"
+            )
+        require(
+            bool(self.tokens_per_parameter) != bool(self.tokens),
+            "config.durations",
+            "give tokens_per_parameter or tokens, one of them",
+        )
+
+
 PLAIN, ONE_DEVICE = ModelConfig(), Placement()
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-    """A whole experiment: data, family, recipe, grid, and how far beyond the grid its law is put to the test."""
+    """A whole experiment: data, family, recipe, which cells, and how far beyond them its law is put to the test.
+
+    Cells are those of `grid` (isoFLOP budgets x sizes), of `durations` (N x D) and of `points`, together, each under
+    every variant and every seed.
+    """
 
     data: DataConfig
-    grid: GridConfig
     recipe: str
+    grid: GridConfig | None = None
+    durations: DurationsConfig | None = None
+    points: tuple[tuple[float, float], ...] = ()  # (N, D) each: parameters and tokens
+    vary: tuple[tuple[tuple[str, Any], ...], ...] = ()  # variants, made by scaling.sweeps.vary; none: the one as it is
     model: ModelConfig = PLAIN
     seed: int = 0  # added to those below
     seeds: tuple[int, ...] = (0,)  # of initialisation and data order: replicates
@@ -93,7 +173,22 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         settle(self, "config")
+        require(
+            self.grid is not None or self.durations is not None or bool(self.points),
+            "config has no cells",
+            "give grid, durations or points",
+        )
+        require(
+            self.durations is None or bool(self.durations.sizes) or self.model.sizes == "presets",
+            "config.durations has no sizes",
+            "give them, or config.model.sizes=presets for all of a family",
+        )
+        require(
+            all(len(point) == 2 and min(point) > 0 for point in self.points), "config.points are pairs (N, D) over 0"
+        )
         require(len(self.seeds) > 0, "config.seeds is empty")
+        twice = [variant for k, variant in enumerate(self.vary) if variant in self.vary[:k]]
+        require(not twice, f"config.vary has a variant twice: {twice[:1]}")
         require(
             self.prediction == 0 or self.prediction > 1,
             f"config.prediction={self.prediction}",
@@ -104,6 +199,10 @@ class SweepConfig:
     def all_seeds(self) -> tuple[int, ...]:
         return tuple(self.seed + seed for seed in self.seeds)
 
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        return self.vary or ((),)
+
 
 @dataclasses.dataclass(frozen=True)
 class OneConfig:
@@ -113,6 +212,7 @@ class OneConfig:
     recipe: str
     size: float  # parameters
     flops: float
+    start: str = ""  # directory of tools.import_hf or tools.export: its parameters and shape, instead of new ones
     model: ModelConfig = PLAIN
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -122,11 +222,6 @@ class OneConfig:
     def __post_init__(self) -> None:
         settle(self, "config")
         require(self.size > 0 and self.flops > 0, f"config.size={self.size} or flops={self.flops} is not positive")
-
-
-def prepare_data(data: DataConfig, stores_dir: Path) -> TokenStore:
-    """The token store of a config's data, built if it is not there yet. Raises as `prepare_store`."""
-    return prepare_store(data.source, data.tokenizer, data.validation_fraction, stores_dir)
 
 
 def config_dict(spec: Any) -> ConfigDict:
@@ -139,7 +234,7 @@ def config_dict(spec: Any) -> ConfigDict:
             value = config_dict(value)
         elif value is None:
             kind = next(hint for hint in typing.get_args(hints[field.name]) if hint is not type(None))
-            value = collections.placeholder(kind)
+            value = None if dataclasses.is_dataclass(kind) else collections.placeholder(kind)
         values[field.name] = value
     return ConfigDict(values)
 

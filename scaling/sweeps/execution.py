@@ -1,24 +1,35 @@
 """Doing what a sweep has not done yet, under one progress line."""
 
+import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scaling.data.token_store import TokenStore
 from scaling.errors import StoppedError
 from scaling.files import read_json, write_json
 from scaling.progress import progress_bar
 from scaling.runs import Placement, run_to_dict
 from scaling.specs import to_dict
-from scaling.sweeps.grid import Cell
+from scaling.sweeps.cells import Cell
 from scaling.sweeps.launch import run_cells
 from scaling.sweeps.workdir import run_directory
 
 
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How cells are run, which changes no result: side by side, tracked, and with some steps of each profiled."""
+
+    workers: int = 1
+    trackers: tuple[str, ...] = ()  # of scaling.training.trackers
+    profile_steps: int = 0
+
+
 def execute(
-    workdir: pathlib.Path, cells: Sequence[Cell], store: TokenStore, placement: Placement, workers: int
+    workdir: pathlib.Path, cells: Sequence[Cell], stores: Mapping[str, str], placement: Placement, way: Way
 ) -> list[tuple[Cell, str]]:
     """Trains the cells that have no result, largest first. Returns those that failed, with reasons.
+
+    stores: paths by content id.
 
     A cell that failed for good before, of a loss that was not finite, is not tried again: it would fail again.
     Raises StoppedError, with everything saved, if it was asked to stop.
@@ -34,14 +45,19 @@ def execute(
             continue
         todo.append(cell)
         write_json(directory / "run.json", run_to_dict(cell.run))
-    # Largest budgets first, so that no worker is left with a long one at the end; small models take longer for a FLOP.
-    todo.sort(key=lambda cell: (-cell.budget, cell.run.model.d_model))
-    failed += _train(workdir, todo, len(cells) - len(todo), store, placement, workers) if todo else []
+    # Largest first, so that no worker is left with a long one at the end; small models take longer for a FLOP.
+    todo.sort(key=lambda cell: (-(cell.budget or cell.flops), cell.run.model.d_model))
+    failed += _train(workdir, todo, len(cells) - len(todo), stores, placement, way) if todo else []
     return failed
 
 
 def _train(
-    workdir: pathlib.Path, todo: list[Cell], before: int, store: TokenStore, placement: Placement, workers: int
+    workdir: pathlib.Path,
+    todo: list[Cell],
+    before: int,
+    stores: Mapping[str, str],
+    placement: Placement,
+    way: Way,
 ) -> list[tuple[Cell, str]]:
     failed: list[tuple[Cell, str]] = []
     flops = [cell.flops for cell in todo]
@@ -66,12 +82,14 @@ def _train(
         items = [
             {
                 "directory": str(run_directory(workdir, cell.id)),
-                "store": str(store.path),
+                "stores": [stores[name] for name in cell.run.stores],
                 "placement": to_dict(placement),
+                "trackers": list(way.trackers),
+                "profile_steps": way.profile_steps,
             }
             for cell in todo
         ]
-        complete = run_cells(items, workers, workdir / "workers.log", workdir / "compilations", on_event)
+        complete = run_cells(items, way.workers, workdir / "workers.log", workdir / "compilations", on_event)
     if not complete:
         raise StoppedError("every cell in progress is saved; the same command goes on from here")
     return failed

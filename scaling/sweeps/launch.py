@@ -38,10 +38,10 @@ def run_cells(
 ) -> bool:
     """Trains cells, in order, as workers become free; returns False if it was stopped by SIGINT or SIGTERM.
 
-    cells: {"directory", "store", "placement"} each. on_event(index of the cell, event): progress with done and steps,
-    done, stopped, or failed with a reason; called from several threads, one at a time. A worker that dies fails its
-    cell, and a new one takes its place. log: where the workers' standard error goes. What goes wrong in the launcher
-    itself stops all workers, as a signal would, and is raised.
+    cells: {"directory", "stores", "placement", "trackers", "profile_steps"} each. on_event(index of the cell, event):
+    progress with done and steps, done, stopped, or failed with a reason; called from several threads, one at a time. A
+    worker that dies fails its cell, and a new one takes its place. log: where the workers' standard error goes. What
+    goes wrong in the launcher itself stops all workers, as a signal would, and is raised.
     """
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in range(len(cells)):

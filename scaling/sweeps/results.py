@@ -9,7 +9,8 @@ import pandas as pd
 
 from scaling.files import read_json, write_text
 from scaling.models.counts import counts
-from scaling.sweeps.grid import Cell
+from scaling.runs import MAIN_SPLIT, Run
+from scaling.sweeps.cells import Cell
 from scaling.sweeps.workdir import Sweep, run_directory
 from scaling.training.records import LOCK, read_lines
 
@@ -82,9 +83,11 @@ def _row(workdir: pathlib.Path, cell: Cell) -> dict[str, Any]:
         "reason": reason,
         "role": cell.role,
         "budget": cell.budget,
+        "variant": cell.variant,
         **counts(run.model, run.data.sequence_length, run.tokens),
         "loss": result.get("loss"),
         "loss_stderr": result.get("loss_stderr"),
+        **_losses(run, result),
         "seed": run.seed,
         "unique_tokens": result.get("unique_tokens"),
         "epochs": result.get("epochs"),
@@ -95,6 +98,16 @@ def _row(workdir: pathlib.Path, cell: Cell) -> dict[str, Any]:
         "peak_lr": run.optimizer.peak_lr,
         **{name: result.get("timing", {}).get(name) for name in TIMINGS},
     }
+
+
+def _losses(run: Run, result: dict[str, Any]) -> dict[str, float | None]:
+    """Bits a byte of the main evaluation set, and nats a token and bits a byte of the others, by their names."""
+    losses = result.get("losses", {})
+    found = {"bits_per_byte": losses.get(MAIN_SPLIT, {}).get("bits_per_byte")}
+    for part in run.data.validation:
+        found[f"loss_{part.name}"] = losses.get(part.name, {}).get("loss")
+        found[f"bits_per_byte_{part.name}"] = losses.get(part.name, {}).get("bits_per_byte")
+    return found
 
 
 def _is_locked(path: pathlib.Path) -> bool:

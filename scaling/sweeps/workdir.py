@@ -8,33 +8,47 @@ import platform
 from collections.abc import Sequence
 from typing import Any
 
-from scaling.data.token_store import TokenStore
+from scaling.data.batches import Stores
+from scaling.data.token_store import open_store
 from scaling.errors import InputError
 from scaling.files import read_json, write_json
 from scaling.runs import run_from_dict, run_to_dict
+from scaling.sweeps.cells import Cell, Dropped, all_stores
 from scaling.sweeps.config import SweepConfig, sweep_config
-from scaling.sweeps.grid import Cell, Dropped
+from scaling.sweeps.texts import Texts
 
-SCHEMA = 1
+SCHEMA = 2
 # What may change when a sweep is started again in its directory: these add cells, or change none.
-GROWS = ("grid.budgets", "seeds")
-FREE = ("grid.sizes", "grid.below", "grid.above", "prediction", "data.max_epochs", "placement")
+GROWS = (
+    "grid.budgets",
+    "seeds",
+    "points",
+    "vary",
+    "durations.sizes",
+    "durations.tokens",
+    "durations.tokens_per_parameter",
+)
+FREE = ("grid.sizes", "grid.below", "grid.above", "durations.max_flops", "prediction", "data.max_epochs", "placement")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What sweep.json holds."""
+    """What sweep.json holds. stores: paths by content id."""
 
     config: SweepConfig
-    store_path: pathlib.Path
-    store_id: str
+    stores: dict[str, str]
     cells: tuple[Cell, ...]
     dropped: tuple[Dropped, ...]
 
+    @property
+    def grid(self) -> tuple[Cell, ...]:
+        """The cells that are fitted: all but that which tests the law."""
+        return tuple(cell for cell in self.cells if cell.role == "grid")
+
 
 def write_sweep(
-    workdir: pathlib.Path, config: SweepConfig, store: TokenStore, cells: Sequence[Cell], dropped: Sequence[Dropped]
+    workdir: pathlib.Path, config: SweepConfig, texts: Texts, cells: Sequence[Cell], dropped: Sequence[Dropped]
 ) -> Sweep:
     """Makes `workdir` the directory of this sweep, or adds to the sweep that it holds.
 
@@ -42,15 +56,16 @@ def write_sweep(
     holds another sweep, saying in what they differ.
     """
     known: tuple[Cell, ...] = ()
+    stores = {name: str(store.path) for name, store in all_stores(texts).items()}
     if (workdir / "sweep.json").exists():
         held = read_sweep(workdir)
-        _check_same(held, config, store, workdir)
-        known = held.cells
+        _check_same(held, config, stores, workdir)
+        known, stores = held.cells, {**held.stores, **stores}
     elif workdir.exists() and any(workdir.iterdir()):
         raise InputError("is not empty, and holds no sweep", where=str(workdir), do="give another --workdir")
     ids = {cell.id for cell in known}
     added = tuple(cell for cell in cells if cell.id not in ids)
-    sweep = Sweep(config, store.path, store.content_id, (*known, *added), tuple(dropped))
+    sweep = Sweep(config, stores, (*known, *added), tuple(dropped))
     save_sweep(workdir, sweep)
     return sweep
 
@@ -60,9 +75,11 @@ def save_sweep(workdir: pathlib.Path, sweep: Sweep) -> None:
     values = {
         "schema": SCHEMA,
         "config": dataclasses.asdict(sweep.config),
-        "store": {"path": str(sweep.store_path), "content_id": sweep.store_id},
-        "budgets": sorted({cell.budget for cell in sweep.cells if cell.role == "grid"}),
-        "cells": [{"run": cell.id, "budget": cell.budget, "role": cell.role} for cell in sweep.cells],
+        "stores": sweep.stores,
+        "budgets": sorted({cell.budget for cell in sweep.grid if cell.budget is not None}),
+        "cells": [
+            {"run": cell.id, "budget": cell.budget, "role": cell.role, "variant": cell.variant} for cell in sweep.cells
+        ],
         "runs": {cell.id: run_to_dict(cell.run) for cell in sweep.cells},
         "dropped": [dataclasses.asdict(cell) for cell in sweep.dropped],
         "versions": {
@@ -84,9 +101,8 @@ def read_sweep(workdir: pathlib.Path) -> Sweep:
     runs = {name: run_from_dict(run, f"{path}: runs.{name}") for name, run in values["runs"].items()}
     return Sweep(
         config=sweep_config(values["config"]),
-        store_path=pathlib.Path(values["store"]["path"]),
-        store_id=values["store"]["content_id"],
-        cells=tuple(Cell(runs[cell["run"]], cell["budget"], cell["role"]) for cell in values["cells"]),
+        stores=values["stores"],
+        cells=tuple(Cell(runs[c["run"]], c["budget"], c["role"], c["variant"]) for c in values["cells"]),
         dropped=tuple(Dropped(**cell) for cell in values["dropped"]),
     )
 
@@ -96,16 +112,25 @@ def run_directory(workdir: pathlib.Path, run: str) -> pathlib.Path:
     return workdir / "runs" / run
 
 
-def _check_same(held: Sweep, config: SweepConfig, store: TokenStore, workdir: pathlib.Path) -> None:
+def open_stores(sweep: Sweep) -> Stores:
+    """The token stores of a sweep, opened where sweep.json says. Raises InputError if one is not there any more."""
+    return {name: open_store(path) for name, path in sweep.stores.items()}
+
+
+def _check_same(held: Sweep, config: SweepConfig, stores: dict[str, str], workdir: pathlib.Path) -> None:
     old, new = _flat(dataclasses.asdict(held.config)), _flat(dataclasses.asdict(config))
     differences = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
-        if before == after or key.startswith(FREE) or (key in GROWS and set(before) <= set(after)):
+        grows = key in GROWS and set(before or ()) <= set(after or ())
+        # What a grid or durations say where there were none, adds cells too.
+        group = key.partition(".")[0]
+        begins = group in ("grid", "durations") and old.get(group, "") is None
+        if before == after or key.startswith(FREE) or grows or begins:
             continue
         differences.append(f"{key} {json.dumps(before)} -> {json.dumps(after)}")
-    if not differences and held.store_id != store.content_id:
-        differences = [f"content of {config.data.source} {held.store_id} -> {store.content_id}"]
+    if not differences and not held.stores.keys() <= stores.keys():
+        differences = [f"content of the text {', '.join(held.stores)} -> {', '.join(stores)}"]
     if differences:
         raise InputError(
             f"holds another sweep: {'; '.join(differences)}",

@@ -1,8 +1,8 @@
 """A process that trains cells, one after the other, as its launcher tells it on standard input.
 
-In: one JSON line a cell, {"directory", "store", "placement"}; run.json is in the directory. Out: one JSON line an
-event, on the standard output it was started with; whatever libraries print goes to standard error. When standard input
-closes, the launcher has gone, and the process ends at once, in the middle of a step if need be.
+In: one JSON line a cell, {"directory", "stores", "placement", "trackers", "profile_steps"}; run.json is in the directory.
+Out: one JSON line an event, on the standard output it was started with; whatever libraries print goes to standard error.
+When standard input closes, the launcher has gone, and the process ends at once, in the middle of a step if need be.
 """
 
 import argparse
@@ -63,8 +63,17 @@ def _train(cell: dict[str, Any], events: TextIO, stopping: Callable[[], bool]) -
     try:
         run = run_from_dict(read_json(directory / "run.json"), str(directory / "run.json"))
         placement = from_dict(Placement, cell["placement"], "placement")
-        store = open_store(cell["store"])
-        train(run, placement, store, directory, lambda done, steps: tell("progress", done=done, steps=steps), stopping)
+        stores = {store.content_id: store for store in map(open_store, cell["stores"])}
+        train(
+            run,
+            placement,
+            stores,
+            directory,
+            lambda done, steps: tell("progress", done=done, steps=steps),
+            stopping,
+            trackers=cell["trackers"],
+            profile_steps=cell["profile_steps"],
+        )
     except StoppedError:
         tell("stopped")
     except RunFailedError as error:

@@ -8,31 +8,31 @@ import fcntl
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from scaling.data.batches import batch, epochs, eval_windows, unique_tokens
-from scaling.data.token_store import TokenStore
+from scaling.data.batches import Stores, batch, eval_windows
 from scaling.errors import InputError, RunFailedError, StoppedError
-from scaling.files import make_directory, read_json, write_json
-from scaling.models.counts import counts
-from scaling.parallel.chips import peak_flops
+from scaling.files import Path, make_directory, read_json, write_json
+from scaling.models.counts import flops_per_token
+from scaling.models.parameter_files import start_params
 from scaling.parallel.mesh import batch_sharding, make_mesh
 from scaling.runs import Placement, Run, run_from_dict, run_id, run_to_dict
 from scaling.specs import to_dict
-from scaling.training import records
+from scaling.training import profiling, records
 from scaling.training.checkpoints import Checkpoints
 from scaling.training.distribute import place_rows
 from scaling.training.evaluation import evaluate, rows_at_a_time
+from scaling.training.result import Losses, make_result, mfu
 from scaling.training.schedules import learning_rates
 from scaling.training.step import Program, State, make_program
+from scaling.training.trackers import Track, open_trackers, tracked
 
 LOGGED_LINES = 100  # a run, about
 CHECKPOINT_SECONDS = 300.0
-SCHEMA = 1
 
 Report = Callable[[int, int], None]  # (steps done, steps of the run), after each logged step
 
@@ -46,25 +46,30 @@ def evaluation_steps(run: Run) -> list[int]:
 def train(
     run: Run,
     placement: Placement,
-    store: TokenStore,
+    stores: Stores,
     directory: pathlib.Path,
     report: Report = lambda done, steps: None,
     stopping: Callable[[], bool] = lambda: False,
+    start: Path | None = None,
+    trackers: Sequence[str] = (),
+    profile_steps: int = 0,
 ) -> dict[str, Any]:
     """Trains `run` in `directory`, from its last checkpoint if there is one, and returns what stands in result.json.
 
-    report: called after each logged step. stopping: asked after each step; once true, the state is saved and
-    StoppedError raised. Raises InputError for a placement or store that does not fit, and RunFailedError when a loss is
-    not finite; the reason is then in failure.json, and the checkpoints are from before.
+    stores: at least those of `run.stores`, by content id. report: called after each logged step. stopping: asked after
+    each step; once true, the state is saved and StoppedError raised. start: where the parameters are that the run
+    starts from, if it names any. trackers: where its numbers are written besides. profile_steps: how many of its steps
+    to profile. Raises InputError for a placement, a store or parameters that do not fit, and
+    RunFailedError when a loss is not finite; the reason is then in failure.json, and the checkpoints are from before.
     """
     run_path, result_path = directory / "run.json", directory / "result.json"
     if run_path.exists() and run_from_dict(read_json(run_path), str(run_path)) != run:
         raise InputError("holds another run", where=str(directory), do="give another --workdir")
     if result_path.exists():
         return read_json(result_path)
-    if store.vocab_size > run.model.vocab_size:
-        raise InputError(f"model.vocab_size={run.model.vocab_size} is below the store's {store.vocab_size}")
-    windows_WxM = eval_windows(store, run.data)
+    windows = eval_windows(stores, run.data)
+    check_vocabulary(run, stores)
+    first_params = _first_params(run, placement, start)
     mesh = make_mesh(placement)
     program = make_program(run, placement, mesh)
     make_directory(directory)
@@ -72,12 +77,47 @@ def train(
         write_json(run_path, run_to_dict(run))
         write_json(directory / "placement.json", to_dict(placement))
         with jax.set_mesh(mesh), Checkpoints(directory / "checkpoints") as checkpoints:
-            trainer = _Trainer(run, placement, store, directory, program, checkpoints, windows_WxM)
-            loss, loss_stderr = trainer.train(report, stopping)
-        result = _result(run, placement, store, loss, loss_stderr, dict(trainer.clock.seconds))
+            trainer = _Trainer(run, placement, stores, directory, program, checkpoints, windows, first_params)
+            losses = trainer.train(report, stopping, trackers, profile_steps)
+        result = make_result(run, placement, stores, losses, dict(trainer.clock.seconds))
         write_json(result_path, result)
         (directory / "failure.json").unlink(missing_ok=True)
     return result
+
+
+def check_vocabulary(run: Run, stores: Stores) -> None:
+    """Raises InputError if a token of a store is beyond the model's vocabulary, or if the stores' tokens differ."""
+    read = [stores[name] for name in run.stores]
+    for store in read:
+        if store.vocab_size > run.model.vocab_size:
+            raise InputError(f"model.vocab_size={run.model.vocab_size} is below the store's {store.vocab_size}")
+        if store.tokenizer != read[0].tokenizer:
+            raise InputError(
+                f"its tokenizer is {store.tokenizer}, that of {read[0].path} is {read[0].tokenizer}",
+                str(store.path),
+                "all texts of a run need one tokenizer",
+            )
+
+
+def _first_params(run: Run, placement: Placement, start: Path | None) -> Any:
+    """The parameters that a run names as its start, None for a run that starts from an initialisation."""
+    if (run.start is None) != (start is None):
+        said = "none was given" if start is None else f"{start} was given"
+        raise InputError(
+            f"the run starts from parameters {run.start}, and {said}", do="--start=DIRECTORY of params.json"
+        )
+    if start is not None and not placement.scan_layers:
+        raise InputError("parameters to start from are stacked over layers", do="placement.scan_layers=True")
+    return None if start is None else start_params(start, run.model, run.start)
+
+
+def _placed(params: Any, abstract_params: Any) -> Any:
+    """Arrays of the host, laid out over devices as abstract ones say."""
+
+    def place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+        return jax.make_array_from_callback(like.shape, like.sharding, lambda part: array[part])
+
+    return jax.tree.map(place, params, abstract_params)
 
 
 @contextlib.contextmanager
@@ -98,14 +138,16 @@ class _Trainer:
         self,
         run: Run,
         placement: Placement,
-        store: TokenStore,
+        stores: Stores,
         directory: pathlib.Path,
         program: Program,
         checkpoints: Checkpoints,
-        windows_WxM: np.ndarray,
+        windows: dict[str, np.ndarray],
+        first_params: Any,
     ):
-        self.run, self.store, self.directory = run, store, directory
-        self.program, self.checkpoints, self.windows_WxM = program, checkpoints, windows_WxM
+        self.run, self.stores, self.directory = run, stores, directory
+        self.program, self.checkpoints, self.windows = program, checkpoints, windows
+        self.first_params, self.devices = first_params, placement.devices
         self.rows = batch_sharding(program.mesh)
         self.rates = learning_rates(run)
         self.log_every = max(1, math.ceil(run.steps / LOGGED_LINES))
@@ -114,11 +156,24 @@ class _Trainer:
             run.data.eval_windows, run.data.sequence_length, placement.data * placement.fsdp
         )
         self.clock = records.Clock({})
+        self.track: Track = lambda step, values: None
 
-    def train(self, report: Report, stopping: Callable[[], bool]) -> tuple[float, float]:
-        """Runs all steps that are left. Returns the final held-out loss and its standard error."""
-        run = self.run
+    def train(
+        self, report: Report, stopping: Callable[[], bool], trackers: Sequence[str], profile_steps: int
+    ) -> Losses:
+        """Runs all steps that are left, watched. Returns the final held-out losses."""
         start, state = self.restored_or_new()
+        with (
+            open_trackers(trackers, self.run, self.directory, start) as self.track,
+            profiling.profile_steps(self.directory, start + profiling.WARM_UP, profile_steps) as profile,
+        ):
+            return self.steps_from(start, state, report, stopping, profile)
+
+    def steps_from(
+        self, start: int, state: State, report: Report, stopping: Callable[[], bool], profile: profiling.Profile
+    ) -> Losses:
+        """The steps from one on."""
+        run = self.run
         step, window_losses = self.compiled()
         saved_at = time.perf_counter()
         pending = None  # (steps done, metrics) of the step that is still running
@@ -126,22 +181,26 @@ class _Trainer:
         for k in range(start, run.steps):
             done = k + 1
             with self.clock.measure("train"):
-                state, metrics = step(state, self.batch(k), self.rates[k])
+                with jax.profiler.StepTraceAnnotation("train", step_num=done):
+                    state, metrics = step(state, self.batch(k), self.rates[k])
                 # Reading the metrics of the step before, while this one runs, keeps host and device both busy.
                 self.read(pending)
                 pending = (done, metrics)
-            stop = stopping()
+            stop, logged = stopping(), done % self.log_every == 0 or done == run.steps
+            traced = profile.due(done, logged and done < run.steps)
             due = time.perf_counter() - saved_at > CHECKPOINT_SECONDS
-            if done in self.eval_steps or stop or due:
+            if done in self.eval_steps or stop or due or traced:
                 with self.clock.measure("train"):
                     self.read(pending)  # nothing is evaluated or kept whose loss was not seen to be finite
                     pending = None
+            if traced:
+                profile.turn(done)
             if done in self.eval_steps:
                 final = self.evaluate(window_losses, state, done)
             if done == run.steps or stop or due:
                 self.save(done, state)
                 saved_at = time.perf_counter()
-            if done % self.log_every == 0 or done == run.steps:
+            if logged:
                 report(done, run.steps)
             if stop and done < run.steps:
                 raise StoppedError(f"{run_id(run)} at step {done} of {run.steps}; its state is saved")
@@ -158,6 +217,8 @@ class _Trainer:
             start = 0
             with self.clock.measure("compile"):
                 state = self.program.init(jax.random.key(self.run.seed))
+                if self.first_params is not None:
+                    state = state._replace(params=_placed(self.first_params, self.program.abstract_state.params))
         else:
             start, state, progress = restored
             self.clock = records.Clock(progress["seconds"])
@@ -180,7 +241,7 @@ class _Trainer:
     def batch(self, k: int) -> jax.Array:
         run = self.run
         shape = (run.batch_size, run.data.sequence_length + 1)
-        return place_rows(lambda rows: batch(self.store, run.data, run.batch_size, k, rows), shape, self.rows)
+        return place_rows(lambda rows: batch(self.stores, run.data, run.batch_size, k, rows), shape, self.rows)
 
     def read(self, pending: tuple[int, dict[str, jax.Array]] | None) -> None:
         """Waits for the metrics of a step, refuses a loss that is not finite, and records every so many."""
@@ -198,12 +259,15 @@ class _Trainer:
             write_json(self.directory / "failure.json", {"reason": reason, "step": done, "final": True})
             raise RunFailedError(f"{run_id(self.run)}: {reason}")
 
-    def evaluate(self, window_losses: Callable[..., jax.Array], state: State, done: int) -> tuple[float, float]:
-        with self.clock.measure("evaluate"):
-            loss, stderr = evaluate(window_losses, state.params, self.windows_WxM, self.eval_rows, self.rows)
-        self.refuse_infinite(done, {"held-out loss": loss, "its standard error": stderr})
-        self.log(done, {"eval": {"validation": {"loss": loss, "stderr": stderr}}})
-        return loss, stderr
+    def evaluate(self, window_losses: Callable[..., jax.Array], state: State, done: int) -> Losses:
+        losses = {}
+        for name, tokens_WxM in self.windows.items():
+            with self.clock.measure("evaluate"):
+                loss, stderr = evaluate(window_losses, state.params, tokens_WxM, self.eval_rows, self.rows)
+            self.refuse_infinite(done, {f"{name} loss": loss, "its standard error": stderr})
+            losses[name] = {"loss": loss, "stderr": stderr}
+        self.log(done, {"eval": losses})
+        return losses
 
     def save(self, done: int, state: State) -> None:
         with self.clock.measure("save"):
@@ -215,36 +279,9 @@ class _Trainer:
         seconds = self.clock.seconds
         rate = tokens / seconds["train"] if seconds["train"] else None
         memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+        flops_per_second = rate and rate * flops_per_token(self.run.model, self.run.data.sequence_length)
+        self.track(done, tracked(record, rate, flops_per_second and mfu(flops_per_second, self.devices)))
         timing = {"step": done, "seconds": dict(seconds)}
         records.append(
             self.directory / "timing.jsonl", {**timing, "tokens_per_second": rate, "peak_memory_bytes": memory}
         )
-
-
-def _result(
-    run: Run, placement: Placement, store: TokenStore, loss: float, loss_stderr: float, seconds: dict[str, float]
-) -> dict[str, Any]:
-    counted = counts(run.model, run.data.sequence_length, run.tokens)
-    device_kind = jax.local_devices()[0].device_kind
-    peak = peak_flops(device_kind)
-    flops_per_second = counted["C"] / seconds["train"]
-    return {
-        "schema": SCHEMA,
-        "run": run_id(run),
-        **counted,
-        "unique_tokens": unique_tokens(store, run.data, run.tokens),
-        "epochs": epochs(store, run.data, run.tokens),
-        "steps": run.steps,
-        "loss": loss,
-        "loss_stderr": loss_stderr,
-        "seed": run.seed,
-        "timing": {
-            **{f"{what}_seconds": seconds.get(what, 0.0) for what in ("compile", "train", "evaluate", "save")},
-            "tokens_per_second": run.tokens / seconds["train"],
-            "flops_per_second": flops_per_second,
-            "mfu": None if peak is None else flops_per_second / (peak * placement.devices),
-            "device_kind": device_kind,
-            "devices": placement.devices,
-            "jax": jax.__version__,
-        },
-    }

@@ -1,5 +1,6 @@
 """Sweeps to test with: configs, stores of any size that hold no text, and a small real one."""
 
+import collections
 import copy
 import pathlib
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 
 from scaling.data.token_store import Split, TokenStore, build_store
 from scaling.sweeps.config import SweepConfig, sweep_config
+from scaling.sweeps.texts import Text, Texts
 
 # A study of bytes on one machine, one of four cells a budget, and one in outline at the scale of Hoffmann et al. 2022.
 BYTES = {"source": "words", "tokenizer": "bytes", "sequence_length": 64, "eval_windows": 32}
@@ -59,7 +61,7 @@ def config_dict(name: str, **changes: Any) -> dict[str, Any]:
 
 def hollow_store(tokens: float = 1e7, vocab_size: int = 256, content_id: str = "cafe") -> TokenStore:
     """A store that says how much it holds and holds nothing: a grid needs no more."""
-    split = Split(int(tokens), 1, int(tokens), "", np.zeros(0, np.uint16), np.zeros(0, np.int64))
+    split = Split(int(tokens), documents=1, bytes=int(tokens))
     splits = {"train": split, "validation": split}
     return TokenStore(pathlib.Path("/stores/s"), content_id, "some:text", "bytes", vocab_size, 0, {}, splits)
 
@@ -74,9 +76,20 @@ def make_config() -> Callable[..., SweepConfig]:
     return lambda name, **changes: sweep_config(config_dict(name, **changes))
 
 
+def same_text(store: TokenStore) -> Texts:
+    """One text, whatever the config asks for."""
+    text = Text(store)
+    return collections.defaultdict(lambda: text, {None: text})
+
+
 @pytest.fixture(scope="session")
 def make_store() -> Callable[..., TokenStore]:
     return hollow_store
+
+
+@pytest.fixture(scope="session")
+def make_texts() -> Callable[..., Texts]:
+    return lambda *sizes, **names: same_text(hollow_store(*sizes, **names))
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,9 @@ from scaling.errors import InputError
 from scaling.models.counts import counts, flops_per_token, parameters
 from scaling.models.ladder import shape_for
 from scaling.runs import run_from_dict, run_to_dict
+from scaling.sweeps.cells import all_stores, check_epochs, common, one_run, recommended_run
 from scaling.sweeps.config import one_config, sweep_config
-from scaling.sweeps.grid import make_grid, one_run, prior_optimum, recommended_run
+from scaling.sweeps.grid import make_grid, prior_optimum
 
 # Neighbours on the ladder differ in N by up to 1.8 where models have few layers, since a wider one may bring a layer
 # more, and by 1.3 above; the nearest shape is within the root of that.
@@ -51,7 +52,7 @@ def random_configs(number: int):
         }
 
 
-def every_grid(values, make_store):
+def every_grid(values, make_texts):
     """(name, config, cells, dropped) of named configs and random ones, of which some are refused."""
     swiglu = {"model__activation": "swiglu", "model__tied_embeddings": False}
     known = {
@@ -65,11 +66,11 @@ def every_grid(values, make_store):
     }
     for name, config in known.items():
         config = sweep_config(config)
-        yield name, config, *make_grid(config, make_store(1e15, 256 if config.recipe == "small" else 32_000))
+        yield name, config, *make_grid(config, make_texts(1e15, 256 if config.recipe == "small" else 32_000))
     refusals, number = [], 15
     for i, config in enumerate(map(sweep_config, random_configs(number))):
         try:
-            grid = make_grid(config, make_store(1e15))
+            grid = make_grid(config, make_texts(1e15))
         except InputError as error:
             refusals.append(error)
             continue
@@ -79,8 +80,8 @@ def every_grid(values, make_store):
 
 
 @pytest.fixture(scope="module")
-def grids(values, make_store):
-    return list(every_grid(values, make_store))
+def grids(values, make_texts):
+    return list(every_grid(values, make_texts))
 
 
 def by_budget(cells):
@@ -124,6 +125,7 @@ def test_sizes_are_even_in_log_N(grids):
     for name, config, cells, dropped in grids:
         vocab_size = cells[0].run.model.vocab_size
         options = dataclasses.asdict(config.model)
+        del options["family"], options["sizes"]
         if config.model.positions == "learned":
             options["n_positions"] = config.data.sequence_length
         for budget, kept in by_budget(cells).items():
@@ -180,25 +182,25 @@ def test_cells_are_unique(grids):
         assert len({cell.id for cell in cells}) == len(cells), name
 
 
-def test_a_grid_is_a_pure_function_of_config_and_store(grids, make_store, values):
-    assert list(every_grid(values, make_store)) == grids
+def test_a_grid_is_a_pure_function_of_config_and_store(grids, make_texts, values):
+    assert list(every_grid(values, make_texts)) == grids
 
 
-def test_the_order_of_the_budgets_does_not_matter(make_config, make_store):
+def test_the_order_of_the_budgets_does_not_matter(make_config, make_texts):
     config = make_config("study")
     backwards = make_config("study", grid__budgets=config.grid.budgets[::-1])
-    assert make_grid(backwards, make_store()) == make_grid(config, make_store())
+    assert make_grid(backwards, make_texts()) == make_grid(config, make_texts())
 
 
-def test_a_budget_more_changes_no_cell_of_the_others(make_config, make_store):
-    fewer = make_grid(make_config("study", grid__budgets=(1e11, 6e11)), make_store())[0]
-    more = make_grid(make_config("study", grid__budgets=(1e11, 2.5e11, 6e11)), make_store())[0]
+def test_a_budget_more_changes_no_cell_of_the_others(make_config, make_texts):
+    fewer = make_grid(make_config("study", grid__budgets=(1e11, 6e11)), make_texts())[0]
+    more = make_grid(make_config("study", grid__budgets=(1e11, 2.5e11, 6e11)), make_texts())[0]
     assert [cell for cell in more if cell.budget != 2.5e11] == list(fewer)
 
 
-def test_seeds_are_replicates_of_initialisation_and_data_order(make_config, make_store):
-    one = make_grid(make_config("study", data__seed=7), make_store())[0]
-    three = make_grid(make_config("study", data__seed=7, seeds=(0, 1, 5)), make_store())[0]
+def test_seeds_are_replicates_of_initialisation_and_data_order(make_config, make_texts):
+    one = make_grid(make_config("study", data__seed=7), make_texts())[0]
+    three = make_grid(make_config("study", data__seed=7, seeds=(0, 1, 5)), make_texts())[0]
     for cell, group in zip(one, zip(*[iter(three)] * 3, strict=True), strict=True):
         assert group[0] == cell
         assert [(c.run.seed, c.run.data.seed) for c in group] == [(0, 7), (1, 8), (5, 12)]
@@ -212,30 +214,30 @@ def test_cells_survive_their_json(grids):
         assert all(run_from_dict(run_to_dict(cell.run)) == cell.run for cell in cells)
 
 
-def test_a_run_names_the_content_of_its_store(make_config, make_store):
-    cells, _ = make_grid(make_config("small"), make_store(content_id="beef"))
+def test_a_run_names_the_content_of_its_store(make_config, make_texts):
+    cells, _ = make_grid(make_config("small"), make_texts(content_id="beef"))
     assert {cell.run.data.store for cell in cells} == {"beef"}
 
 
-def test_dropped_cells_carry_reasons(make_config, make_store):
+def test_dropped_cells_carry_reasons(make_config, make_texts):
     """One grid that meets the faults: no shape so small, one shape for two sizes, and too few steps."""
     config = make_config("small", grid__budgets=(2e10,), grid__sizes=40, grid__below=4, grid__above=4)
-    cells, dropped = make_grid(config, make_store())
+    cells, dropped = make_grid(config, make_texts())
     assert len(cells) + len(dropped) == 40
-    kinds = ("sizes are 1e+04 to 1e+12", "same shape as the size before", "steps, below 100")
+    kinds = ("sizes are 1e+04 to 1e+12", "same shape as another size", "steps, below 100")
     for kind in kinds:
         assert any(kind in drop.reason for drop in dropped), kind
     assert all(any(kind in drop.reason for kind in kinds) for drop in dropped)
 
 
-def test_a_cell_whose_whole_steps_miss_the_budget_is_dropped(make_config, make_store):
+def test_a_cell_whose_whole_steps_miss_the_budget_is_dropped(make_config, make_texts):
     """From 100 steps on, rounding to whole ones misses by at most 0.5 %: only at just over 99.5 is a cell lost so."""
     config = make_config("small")
     shape = shape_for(17e3, 256, tied_embeddings=True)
     reasons = {}
     for steps in (99.4, 99.501, 99.7, 100.4):
         try:
-            recommended_run(config, make_store(), steps * 512 * flops_per_token(shape, 64), 17e3)
+            recommended_run(common(config, make_texts(), ()), steps * 512 * flops_per_token(shape, 64), 17e3)
         except InputError as error:
             reasons[steps] = str(error)
     assert sorted(reasons) == [99.4, 99.501]
@@ -247,54 +249,55 @@ def test_a_cell_whose_whole_steps_miss_the_budget_is_dropped(make_config, make_s
     ("budget", "because"),
     [(1e6, "sizes are 1e+04 to 1e+12"), (1e30, "sizes are 1e+04 to 1e+12")],
 )
-def test_a_budget_that_no_size_can_meet_is_refused(make_config, make_store, budget, because):
+def test_a_budget_that_no_size_can_meet_is_refused(make_config, make_texts, budget, because):
     with pytest.raises(InputError) as refusal:
-        make_grid(make_config("study", grid__budgets=(budget, 1e11)), make_store())
+        make_grid(make_config("study", grid__budgets=(budget, 1e11)), make_texts())
     message = str(refusal.value)
     assert f"budget {budget:.3g} FLOPs keeps 0 of 6 sizes, and needs 4" in message
     assert because in message
     assert "move prior_size, widen below and above, or change the budget" in message
 
 
-def test_a_grid_of_three_sizes_is_refused_with_what_became_of_the_others(make_config, make_store):
+def test_a_grid_of_three_sizes_is_refused_with_what_became_of_the_others(make_config, make_texts):
     with pytest.raises(InputError, match=r"keeps [123] of 4 sizes, and needs 4 \(dropped: .*steps, below 100"):
-        make_grid(make_config("small", grid__budgets=(1e10,)), make_store())
+        make_grid(make_config("small", grid__budgets=(1e10,)), make_texts())
 
 
 @pytest.mark.parametrize("above", [True, False])
-def test_a_one_sided_grid_is_refused(make_config, make_store, above):
+def test_a_one_sided_grid_is_refused(make_config, make_texts, above):
     """Too few steps cut off the large sizes, or no shape is so small as the small ones."""
     sides = {"grid__prior_size": 1e5, "grid__below": 10.0, "grid__above": 2.0}
     if above:
         sides = {"grid__prior_size": 8e3, "grid__below": 1.5, "grid__above": 6.0}
     changes = {"grid__budgets": (2e10,), "grid__prior_flops": 2e10, "grid__sizes": 9, **sides}
     with pytest.raises(InputError, match=r"on one side of the prior optimum [\d,]+ \(dropped: ") as refusal:
-        make_grid(make_config("study", **changes), make_store())
+        make_grid(make_config("study", **changes), make_texts())
     assert refusal.value.where == "config.grid"
 
 
-def test_too_many_epochs_are_refused_with_their_number_and_the_flag_that_allows_them(make_config, make_store):
-    store = make_store(1e6)
+def test_too_many_epochs_are_refused_with_their_number_and_the_flag_that_allows_them(make_config, make_texts):
+    texts = make_texts(1e6)
+    cells, _ = make_grid(make_config("study"), texts)
     with pytest.raises(InputError) as refusal:
-        make_grid(make_config("study"), store)
+        check_epochs(all_stores(texts), 1.0, cells)
     found = re.search(r"asks for ([\d,]+) tokens, the store holds 1,000,000: ([\d.]+) epochs", str(refusal.value))
     assert float(found[2]) == pytest.approx(int(found[1].replace(",", "")) / 1e6, abs=0.01)
     assert float(found[2]) > 2
     assert "allow repetition with --config.data.max_epochs=" in str(refusal.value)
 
 
-def test_the_flag_that_the_refusal_names_is_enough(make_config, make_store):
+def test_the_flag_that_the_refusal_names_is_enough(make_config, make_texts):
     """A user who does as told must not be refused again."""
-    store = make_store(1e6)
+    texts = make_texts(1e6)
+    cells, _ = make_grid(make_config("study"), texts)
     with pytest.raises(InputError) as refusal:
-        make_grid(make_config("study"), store)
-    allowed = float(re.search(r"max_epochs=([\d.]+)", str(refusal.value))[1])
-    make_grid(make_config("study", data__max_epochs=allowed), store)
+        check_epochs(all_stores(texts), 1.0, cells)
+    check_epochs(all_stores(texts), float(re.search(r"max_epochs=([\d.]+)", str(refusal.value))[1]), cells)
 
 
-def test_as_many_epochs_as_are_allowed_are_no_fault(make_config, make_store):
-    cells, _ = make_grid(make_config("study", data__max_epochs=1000.0), make_store(1e6))
-    assert cells == make_grid(make_config("study"), make_store(1e6 * 1000))[0]
+def test_the_size_of_the_text_changes_no_cell(make_config, make_texts):
+    config = make_config("study")
+    assert make_grid(config, make_texts(1e6)) == make_grid(config, make_texts(1e9))
 
 
 @pytest.mark.parametrize(
@@ -339,34 +342,34 @@ def test_a_misspelt_key_or_an_impossible_value_is_named(values, changes, message
         ({"seeds": (-1,)}, r"seed=-1 is negative"),
     ],
 )
-def test_what_no_run_can_be_is_refused_by_name(make_config, make_store, changes, message):
+def test_what_no_run_can_be_is_refused_by_name(make_config, make_texts, changes, message):
     with pytest.raises(InputError, match=message):
-        make_grid(make_config("study", **changes), make_store())
+        make_grid(make_config("study", **changes), make_texts())
 
 
 def test_missing_keys_are_named(values):
     config = values("study")
     del config["recipe"], config["grid"]
-    with pytest.raises(InputError, match="missing grid, recipe"):
+    with pytest.raises(InputError, match="config: missing recipe"):
         sweep_config(config)
 
 
-def test_the_recommended_run_meets_its_budget(make_config, make_store):
-    run = recommended_run(make_config("study"), make_store(), 3e12, 120e3)
+def test_the_recommended_run_meets_its_budget(make_config, make_texts):
+    run = recommended_run(common(make_config("study"), make_texts(), ()), 3e12, 120e3)
     assert counts(run.model, 64, run.tokens)["C"] == pytest.approx(3e12, rel=0.005)
     assert abs(math.log(parameters(run.model).N / 120e3)) < LADDER_SMALL
 
 
-def test_a_recommended_run_that_cannot_be_says_why(make_config, make_store):
+def test_a_recommended_run_that_cannot_be_says_why(make_config, make_texts):
     with pytest.raises(InputError, match=r"no run of 1e\+08 parameters at 1e\+11 FLOPs: \d+ steps, below 100"):
-        recommended_run(make_config("study"), make_store(), 1e11, 1e8)
+        recommended_run(common(make_config("study"), make_texts(), ()), 1e11, 1e8)
     with pytest.raises(InputError, match="epochs"):
-        recommended_run(make_config("study"), make_store(1e5), 1e12, 1e5)
+        recommended_run(common(make_config("study"), make_texts(1e5), ()), 1e12, 1e5)
 
 
-def test_one_run_is_the_cell_of_its_size_and_budget(values, make_config, make_store):
+def test_one_run_is_the_cell_of_its_size_and_budget(values, make_config, make_texts):
     config = values("study")
-    cell = make_grid(sweep_config(config), make_store())[0][0]
+    cell = make_grid(sweep_config(config), make_texts())[0][0]
     one = {name: config[name] for name in ("data", "model", "recipe")}
     size = float(parameters(cell.run.model).N)
-    assert one_run(one_config({**one, "size": size, "flops": cell.budget}), make_store()) == cell.run
+    assert one_run(one_config({**one, "size": size, "flops": cell.budget}), make_texts()[None]) == cell.run

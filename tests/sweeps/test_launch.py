@@ -17,13 +17,21 @@ from scaling.errors import StoppedError
 from scaling.files import write_json
 from scaling.runs import DataSpec, ModelShape, OptimizerSpec, Placement, Run, ScheduleSpec, run_to_dict
 from scaling.sweeps import execution, launch
-from scaling.sweeps.execution import execute
-from scaling.sweeps.grid import Cell
+from scaling.sweeps.cells import Cell
+from scaling.sweeps.execution import Way, execute
 from scaling.sweeps.launch import run_cells
 from scaling.sweeps.results import cell_status
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = ModelShape(d_model=8, n_layers=2, n_heads=1, d_ff=16, vocab_size=256)
+
+
+PLAIN = {"placement": {}, "trackers": [], "profile_steps": 0}
+
+
+@pytest.fixture
+def stores(text_store):
+    return {text_store.content_id: str(text_store.path)}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +45,7 @@ def prepare(directory, run, store):
     """A cell as `run_cells` takes it."""
     directory.mkdir(parents=True)
     write_json(directory / "run.json", run_to_dict(run))
-    return {"directory": str(directory), "store": str(store.path), "placement": {}}
+    return {"directory": str(directory), "stores": [str(store.path)], **PLAIN}
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +183,7 @@ def test_a_stopped_run_goes_on_and_ends_as_an_uninterrupted_one(four_cells, tmp_
     for name in ("stopped", "waiting"):
         (tmp_path / name).mkdir()
         write_json(tmp_path / name / "run.json", run)
-        cells.append({"directory": str(tmp_path / name), "store": str(text_store.path), "placement": {}})
+        cells.append({"directory": str(tmp_path / name), "stores": [str(text_store.path)], **PLAIN})
     events = []
 
     def stop_at_first_progress(index, event):
@@ -293,7 +301,7 @@ def fake(monkeypatch, tmp_path):
         cells = []
         for name in names:
             (tmp_path / name).mkdir()
-            cells.append({"directory": str(tmp_path / name), "store": "", "placement": {}})
+            cells.append({"directory": str(tmp_path / name), "stores": [], **PLAIN})
         events = {name: [] for name in names}
 
         def note(index, event):
@@ -408,7 +416,7 @@ def cells_to_execute(tiny_run):
     return [Cell(run, budget) for run, budget in zip(runs, (1e6, 2e6, 2e6, 4e6), strict=True)]
 
 
-def test_execute_runs_what_is_not_done_largest_first(monkeypatch, tmp_path, cells_to_execute, text_store):
+def test_execute_runs_what_is_not_done_largest_first(monkeypatch, tmp_path, cells_to_execute, stores):
     asked = []
 
     def run_none(cells, workers, log, cache, on_event):
@@ -419,17 +427,17 @@ def test_execute_runs_what_is_not_done_largest_first(monkeypatch, tmp_path, cell
 
     monkeypatch.setattr(execution, "run_cells", run_none)
     small, wide, narrow, large = (cell.id for cell in cells_to_execute)
-    assert execute(tmp_path, cells_to_execute, text_store, Placement(), 2) == []
+    assert execute(tmp_path, cells_to_execute, stores, Placement(), Way(2)) == []
     assert asked == [[large, narrow, wide, small]]
     write_json(tmp_path / "runs" / large / "result.json", {})
     write_json(tmp_path / "runs" / wide / "failure.json", {"reason": "loss nan", "final": True})
     write_json(tmp_path / "runs" / small / "failure.json", {"reason": "killed", "final": False})
-    failed = execute(tmp_path, cells_to_execute, text_store, Placement(), 2)
+    failed = execute(tmp_path, cells_to_execute, stores, Placement(), Way(2))
     assert [(cell.id, reason) for cell, reason in failed] == [(wide, "loss nan")]
     assert asked[1] == [narrow, small]
 
 
-def test_execute_returns_failures_and_goes_on(monkeypatch, tmp_path, cells_to_execute, text_store):
+def test_execute_returns_failures_and_goes_on(monkeypatch, tmp_path, cells_to_execute, stores):
     def one_fails(cells, workers, log, cache, on_event):
         on_event(0, {"event": "progress", "done": 1, "steps": 2})
         on_event(0, {"event": "failed", "reason": "killed", "final": False})
@@ -437,18 +445,18 @@ def test_execute_returns_failures_and_goes_on(monkeypatch, tmp_path, cells_to_ex
         return True
 
     monkeypatch.setattr(execution, "run_cells", one_fails)
-    failed = execute(tmp_path, cells_to_execute[:2], text_store, Placement(), 2)
+    failed = execute(tmp_path, cells_to_execute[:2], stores, Placement(), Way(2))
     assert failed == [(cells_to_execute[1], "killed")]
 
 
-def test_execute_says_when_it_was_stopped(monkeypatch, tmp_path, cells_to_execute, text_store):
+def test_execute_says_when_it_was_stopped(monkeypatch, tmp_path, cells_to_execute, stores):
     monkeypatch.setattr(execution, "run_cells", lambda *arguments: False)
     with pytest.raises(StoppedError, match="saved; the same command goes on from here"):
-        execute(tmp_path, cells_to_execute, text_store, Placement(), 2)
+        execute(tmp_path, cells_to_execute, stores, Placement(), Way(2))
 
 
-def test_nothing_to_do_starts_nothing(monkeypatch, tmp_path, cells_to_execute, text_store):
+def test_nothing_to_do_starts_nothing(monkeypatch, tmp_path, cells_to_execute, stores):
     for cell in cells_to_execute:
         write_json(tmp_path / "runs" / cell.id / "result.json", {})
     monkeypatch.setattr(execution, "run_cells", None)
-    assert execute(tmp_path, cells_to_execute, text_store, Placement(), 2) == []
+    assert execute(tmp_path, cells_to_execute, stores, Placement(), Way(2)) == []

@@ -1,14 +1,15 @@
 import pytest
 
 from scaling.models.counts import counts
+from scaling.sweeps.cells import all_stores
 from scaling.sweeps.grid import make_grid
 from scaling.sweeps.plan import plan_rows
 
 
-def test_a_row_a_cell_with_what_it_will_compute(make_config, make_store):
-    store = make_store(1e6)
-    cells, _ = make_grid(make_config("study", data__max_epochs=30.0), store)
-    rows = plan_rows(cells, store)
+def test_a_row_a_cell_with_what_it_will_compute(make_config, make_texts):
+    texts = make_texts(1e6)
+    cells, _ = make_grid(make_config("study", data__max_epochs=30.0), texts)
+    rows = plan_rows(cells, all_stores(texts))
     assert [row["run"] for row in rows] == [cell.id for cell in cells]
     for row, cell in zip(rows, cells, strict=True):
         run = cell.run
@@ -24,9 +25,9 @@ def test_a_row_a_cell_with_what_it_will_compute(make_config, make_store):
         assert row["unique_tokens"] == min(row["D"], (1_000_000 - 1) // 64 * 64)
 
 
-def test_the_state_is_sixteen_bytes_a_parameter(make_config, make_store):
+def test_the_state_is_sixteen_bytes_a_parameter(make_config, make_texts):
     """fp32: the parameter, its gradient, and Adam's two moments; 8e9 parameters are 119.2 GiB."""
-    store = make_store(1e15, 32_000)
-    cells, _ = make_grid(make_config("large", grid__budgets=(4e19,), grid__sizes=4), store)
-    for row in plan_rows(cells, store):
+    texts = make_texts(1e15, 32_000)
+    cells, _ = make_grid(make_config("large", grid__budgets=(4e19,), grid__sizes=4), texts)
+    for row in plan_rows(cells, all_stores(texts)):
         assert row["state_gib_est"] == pytest.approx(119.2 * row["N"] / 8e9, rel=1e-3)

@@ -7,7 +7,8 @@ import pytest
 
 from scaling.models.counts import counts, parameters
 from scaling.runs import run_to_dict
-from scaling.sweeps.grid import Cell, make_grid, recommended_run
+from scaling.sweeps.cells import Cell, common, recommended_run
+from scaling.sweeps.grid import make_grid
 from scaling.sweeps.results import collect, totals
 from scaling.sweeps.status import status_rows, time_left
 from scaling.sweeps.workdir import run_directory, write_sweep
@@ -43,12 +44,12 @@ def write_run(workdir, cell, losses, complete):
 
 
 @pytest.fixture
-def sweep(tmp_path, make_config, make_store):
+def sweep(tmp_path, make_config, make_texts):
     """A sweep of one cell in each state: done, failed, running (this process holds its lock), stopped, missing."""
-    config, store = make_config("small", grid__budgets=(5e10,)), make_store()
-    cells, dropped = make_grid(config, store)
-    test = Cell(recommended_run(config, store, 1e11, 3e4), 1e11, "prediction")
-    sweep = write_sweep(tmp_path, config, store, (*cells, test), dropped)
+    config, texts = make_config("small", grid__budgets=(5e10,)), make_texts()
+    cells, dropped = make_grid(config, texts)
+    test = Cell(recommended_run(common(config, texts, ()), 1e11, 3e4), 1e11, "prediction")
+    sweep = write_sweep(tmp_path, config, texts, (*cells, test), dropped)
     write_run(tmp_path, sweep.cells[DONE], {0.1: 3.25, 1.0: 2.0 + 1 / 3}, complete=True)
     write_run(tmp_path, sweep.cells[FAILED], {0.1: 3.5}, complete=False)
     failure = {"reason": "step 7 of 9: loss nan, grad_norm 1.0", "step": 7, "final": True}
@@ -118,9 +119,9 @@ def test_a_line_that_is_still_being_written_is_not_read(sweep, tmp_path):
     assert after.equals(before)
 
 
-def test_without_any_run_the_tables_have_their_columns(tmp_path, make_config, make_store):
-    config, store = make_config("small"), make_store()
-    sweep = write_sweep(tmp_path, config, store, *make_grid(config, store))
+def test_without_any_run_the_tables_have_their_columns(tmp_path, make_config, make_texts):
+    config, texts = make_config("small"), make_texts()
+    sweep = write_sweep(tmp_path, config, texts, *make_grid(config, texts))
     results, curves = collect(tmp_path, sweep)
     assert set(results["status"]) == {"missing"}
     assert results["loss"].isna().all()
@@ -146,7 +147,7 @@ def test_status_says_how_far_each_cell_is(sweep, tmp_path):
 
 
 def test_the_time_left_follows_from_the_rate_so_far():
-    row = {"run": "r", "N": 1e4, "reason": ""}
+    row = {"run": "r", "N": 1e4, "reason": "", "seconds_left": 1.0}
     table = pd.DataFrame(
         [
             {**row, "C": 6e11, "status": "done", "progress": 1.0, "seconds": 600.0},

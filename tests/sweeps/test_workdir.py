@@ -1,39 +1,39 @@
 import json
-import pathlib
 
 import pytest
 
 from scaling.errors import InputError
-from scaling.sweeps.grid import Cell, make_grid, recommended_run
+from scaling.sweeps.cells import Cell, common, recommended_run
+from scaling.sweeps.grid import make_grid
 from scaling.sweeps.workdir import read_sweep, save_sweep, write_sweep
 
 
 @pytest.fixture
-def start(tmp_path, make_config, make_store):
+def start(tmp_path, make_config, make_texts):
     """Starts, or starts again, a sweep in one directory."""
 
-    def begin(store=None, **changes):
-        config, store = make_config("study", **changes), store or make_store()
-        return write_sweep(tmp_path / "sweep", config, store, *make_grid(config, store))
+    def begin(texts=None, **changes):
+        config, texts = make_config("study", **changes), texts or make_texts()
+        return write_sweep(tmp_path / "sweep", config, texts, *make_grid(config, texts))
 
     return begin
 
 
-def test_round_trip(start, tmp_path, make_config, make_store):
+def test_round_trip(start, tmp_path, make_config, make_texts):
     config = make_config("study", placement__data=2, seeds=(0, 1), grid__sizes=9)
-    cells, dropped = make_grid(config, make_store())
+    cells, dropped = make_grid(config, make_texts())
     sweep = start(placement__data=2, seeds=(0, 1), grid__sizes=9)
     assert read_sweep(tmp_path / "sweep") == sweep
     assert (sweep.config, sweep.cells, sweep.dropped) == (config, cells, dropped)
-    assert (sweep.store_path, sweep.store_id) == (pathlib.Path("/stores/s"), "cafe")
+    assert sweep.stores == {"cafe": "/stores/s"}
 
 
-def test_dropped_cells_and_roles_survive(tmp_path, make_config, make_store):
+def test_dropped_cells_and_roles_survive(tmp_path, make_config, make_texts):
     config = make_config("small", grid__budgets=(2e10,), grid__sizes=20, grid__above=6)
-    cells, dropped = make_grid(config, make_store())
+    cells, dropped = make_grid(config, make_texts())
     assert dropped
-    test = Cell(recommended_run(config, make_store(), 1e11, 3e4), 1e11, "prediction")
-    sweep = write_sweep(tmp_path, config, make_store(), (*cells, test), dropped)
+    test = Cell(recommended_run(common(config, make_texts(), ()), 1e11, 3e4), 1e11, "prediction")
+    sweep = write_sweep(tmp_path, config, make_texts(), (*cells, test), dropped)
     assert read_sweep(tmp_path) == sweep
     assert [cell.role for cell in sweep.cells] == ["grid"] * len(cells) + ["prediction"]
 
@@ -41,7 +41,7 @@ def test_dropped_cells_and_roles_survive(tmp_path, make_config, make_store):
 def test_sweep_json_says_what_the_design_says(start, tmp_path):
     sweep = start(grid__sizes=40)
     values = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
-    assert values["schema"] == 1
+    assert values["schema"] == 2
     assert values["config"]["grid"]["sizes"] == 40
     assert values["budgets"] == [1e11, 2.5e11, 6e11, 1.5e12]
     assert list(values["runs"]) == [cell.id for cell in sweep.cells]
@@ -84,11 +84,11 @@ def test_a_sweep_that_grew_starts_again_as_it_is(start):
     assert set(start(seeds=(0, 1), grid__sizes=8).cells) == set(grown.cells)
 
 
-def test_starting_again_does_not_reorder_the_cells(start, tmp_path, make_store):
+def test_starting_again_does_not_reorder_the_cells(start, tmp_path, make_texts):
     """Row numbers of results.csv, and with them data.dropped of the report, must mean the same each time."""
     sweep = start()
-    test = Cell(recommended_run(sweep.config, make_store(), 3e12, 1e5), 3e12, "prediction")
-    tested = type(sweep)(sweep.config, sweep.store_path, sweep.store_id, (*sweep.cells, test), sweep.dropped)
+    test = Cell(recommended_run(common(sweep.config, make_texts(), ()), 3e12, 1e5), 3e12, "prediction")
+    tested = type(sweep)(sweep.config, sweep.stores, (*sweep.cells, test), sweep.dropped)
     save_sweep(tmp_path / "sweep", tested)
     assert start().cells == tested.cells
 
@@ -121,11 +121,11 @@ def test_all_differences_are_named_at_once(start):
         start(eval_points=3, precision="bf16", recipe="chinchilla")
 
 
-def test_other_text_under_the_same_name_is_refused(start, tmp_path, snapshot, make_store):
+def test_other_text_under_the_same_name_is_refused(start, tmp_path, snapshot, make_texts):
     start()
     before = snapshot(tmp_path)
-    with pytest.raises(InputError, match="holds another sweep: content of words cafe -> beef"):
-        start(store=make_store(content_id="beef"))
+    with pytest.raises(InputError, match="holds another sweep: content of the text cafe -> beef"):
+        start(texts=make_texts(content_id="beef"))
     assert snapshot(tmp_path) == before
 
 
@@ -146,7 +146,7 @@ def test_an_empty_directory_is_taken(start, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "not JSON"), ('{"schema": 9}', r"not a sweep of schema 1"), ("[]", "sweep.json")],
+    [("{", "not JSON"), ('{"schema": 9}', r"not a sweep of schema 2"), ("[]", "sweep.json")],
 )
 def test_a_sweep_json_of_another_kind_is_refused(tmp_path, content, message):
     (tmp_path / "sweep.json").write_text(content)

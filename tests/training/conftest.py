@@ -15,6 +15,11 @@ def store(tmp_path_factory) -> TokenStore:
 
 
 @pytest.fixture(scope="session")
+def stores(store) -> dict[str, TokenStore]:
+    return {store.content_id: store}
+
+
+@pytest.fixture(scope="session")
 def run(store) -> Run:
     """eps is large so that an update is a smooth function of the gradient; see tests/parallel/test_mesh.py."""
     return Run(

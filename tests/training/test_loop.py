@@ -60,10 +60,10 @@ def assert_same_training(run, directory, expected):
 
 
 @pytest.fixture(scope="module")
-def finished(run, store, tmp_path_factory):
+def finished(run, stores, tmp_path_factory):
     """The directory of the run, trained without interruption."""
     directory = tmp_path_factory.mktemp("runs") / "whole"
-    train(run, PLAIN, store, directory)
+    train(run, PLAIN, stores, directory)
     return directory
 
 
@@ -77,7 +77,11 @@ def test_the_result(run, store, finished):
     assert result["unique_tokens"] == min(run.tokens, epoch)
     assert (result["run"], result["steps"], result["seed"]) == (run_id(run), run.steps, run.seed)
     expected = {"schema", "run", *counted, "unique_tokens", "epochs", "steps", "loss", "loss_stderr", "seed", "timing"}
-    assert set(result) == expected
+    assert set(result) == expected | {"losses"}
+    bits = result["loss"] / math.log(2) * store.splits["validation"].tokens / store.splits["validation"].bytes
+    assert result["losses"] == {
+        "validation": {"loss": result["loss"], "stderr": result["loss_stderr"], "bits_per_byte": pytest.approx(bits)}
+    }
     timing = result["timing"]
     assert set(timing) == {
         *("compile_seconds", "train_seconds", "evaluate_seconds", "save_seconds", "tokens_per_second"),
@@ -90,12 +94,12 @@ def test_the_result(run, store, finished):
     assert not (finished / "failure.json").exists()
 
 
-def test_the_loss_is_of_the_last_steps_parameters_on_the_fixed_windows(run, store, finished):
+def test_the_loss_is_of_the_last_steps_parameters_on_the_fixed_windows(run, stores, finished):
     """And its standard error is that of a mean over windows, by numpy."""
     result, program = read_json(finished / "result.json"), program_of(run)
     with Checkpoints(finished / "checkpoints") as checkpoints:
         _, state, _ = checkpoints.restore(program.abstract_state)
-    losses_W = np.asarray(program.window_losses(state.params, eval_windows(store, run.data)), np.float64)
+    losses_W = np.asarray(program.window_losses(state.params, eval_windows(stores, run.data)["validation"]), np.float64)
     assert math.isclose(result["loss"], np.mean(losses_W), rel_tol=1e-6)  # of fp32 window losses
     assert math.isclose(result["loss_stderr"], np.std(losses_W, ddof=1) / math.sqrt(10), rel_tol=1e-5)
     lines = read_lines(finished / "metrics.jsonl")
@@ -132,113 +136,113 @@ def test_evaluations_of_a_short_run_are_as_many_as_its_steps_allow(run):
     assert evaluation_steps(short) == [1, 2, 3]
 
 
-def test_training_reads_the_batches_of_its_steps(run, store, finished):
+def test_training_reads_the_batches_of_its_steps(run, stores, finished):
     """The first loss is that of the initial parameters on batch 0, and the second is not."""
     program = program_of(run)
     params = program.init(jax.random.key(run.seed)).params
-    first = np.mean(program.window_losses(params, batch(store, run.data, run.batch_size, 0)))
+    first = np.mean(program.window_losses(params, batch(stores, run.data, run.batch_size, 0)))
     lines = read_lines(finished / "metrics.jsonl")
     assert math.isclose(lines[0]["loss"], first, rel_tol=1e-6)  # an fp32 mean in another order
     assert not math.isclose(lines[1]["loss"], first, rel_tol=1e-6)
 
 
 @pytest.mark.parametrize("stops", [[1], [9], [19], [3, 4, 10]])
-def test_resumed_equals_uninterrupted(run, store, finished, tmp_path, stops):
+def test_resumed_equals_uninterrupted(run, stores, finished, tmp_path, stops):
     """Stopped after 1 step, at an evaluation, one before the end, and three times."""
     done = 0
     for stop in stops:
         with pytest.raises(StoppedError, match=f"at step {stop} of 20; its state is saved"):
-            train(run, PLAIN, store, tmp_path, stopping=stop_after(stop - done))
+            train(run, PLAIN, stores, tmp_path, stopping=stop_after(stop - done))
         assert kept_steps(tmp_path)[-1] == stop
         assert not (tmp_path / "result.json").exists()
         done = stop
-    train(run, PLAIN, store, tmp_path)
+    train(run, PLAIN, stores, tmp_path)
     assert_same_training(run, tmp_path, finished)
 
 
-def test_a_stop_after_the_last_step_is_none(run, store, finished, tmp_path):
-    train(run, PLAIN, store, tmp_path, stopping=stop_after(run.steps))
+def test_a_stop_after_the_last_step_is_none(run, stores, finished, tmp_path):
+    train(run, PLAIN, stores, tmp_path, stopping=stop_after(run.steps))
     assert_same_training(run, tmp_path, finished)
 
 
-def test_killed_between_the_last_checkpoint_and_the_result(run, store, finished, tmp_path, monkeypatch):
+def test_killed_between_the_last_checkpoint_and_the_result(run, stores, finished, tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_result", killed)
+        patch.setattr(loop, "make_result", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(run, PLAIN, store, tmp_path)
+            train(run, PLAIN, stores, tmp_path)
     assert kept_steps(tmp_path) == [run.steps]
-    train(run, PLAIN, store, tmp_path)
+    train(run, PLAIN, stores, tmp_path)
     assert_same_training(run, tmp_path, finished)
 
 
-def test_records_past_the_checkpoint_are_cut_back(run, store, finished, tmp_path):
+def test_records_past_the_checkpoint_are_cut_back(run, stores, finished, tmp_path):
     """A killed process leaves lines of steps that will be done again, the last one perhaps half-written."""
     with pytest.raises(StoppedError):
-        train(run, PLAIN, store, tmp_path, stopping=stop_after(5))
+        train(run, PLAIN, stores, tmp_path, stopping=stop_after(5))
     for name in ("metrics.jsonl", "timing.jsonl"):
         with open(tmp_path / name, "a") as f:
             f.write('{"step": 6, "loss": 9.9}\n{"step": 7, "lo')
-    train(run, PLAIN, store, tmp_path)
+    train(run, PLAIN, stores, tmp_path)
     assert_same_training(run, tmp_path, finished)
     assert [line["step"] for line in read_lines(tmp_path / "timing.jsonl")] == [
         line["step"] for line in read_lines(finished / "timing.jsonl")
     ]
 
 
-def test_checkpoints_on_the_way_change_nothing_and_two_are_kept(run, store, finished, tmp_path, monkeypatch):
+def test_checkpoints_on_the_way_change_nothing_and_two_are_kept(run, stores, finished, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    train(run, PLAIN, store, tmp_path)
+    train(run, PLAIN, stores, tmp_path)
     assert kept_steps(tmp_path) == [run.steps - 1, run.steps]
     assert_same_training(run, tmp_path, finished)
 
 
-def test_a_run_may_go_on_on_another_mesh(run, store, finished, tmp_path):
+def test_a_run_may_go_on_on_another_mesh(run, stores, finished, tmp_path):
     """To fp32 rounding over twenty steps, 1e-4; a batch or a state that was not the same would show at once."""
     with pytest.raises(StoppedError):
-        train(run, PLAIN, store, tmp_path, stopping=stop_after(7))
-    result = train(run, Placement(data=2, fsdp=2, tensor=2), store, tmp_path)
+        train(run, PLAIN, stores, tmp_path, stopping=stop_after(7))
+    result = train(run, Placement(data=2, fsdp=2, tensor=2), stores, tmp_path)
     assert math.isclose(result["loss"], read_json(finished / "result.json")["loss"], rel_tol=1e-4)
     assert result["timing"]["devices"] == 8
 
 
-def test_a_recorded_result_is_returned_without_training(run, store, finished, monkeypatch):
+def test_a_recorded_result_is_returned_without_training(run, stores, finished, monkeypatch):
     def refuse(*_):
         raise AssertionError("trained again")
 
     monkeypatch.setattr(loop, "make_program", refuse)
     before = (finished / "result.json").read_bytes()
-    assert train(run, PLAIN, store, finished) == json.loads(before)
+    assert train(run, PLAIN, stores, finished) == json.loads(before)
     assert (finished / "result.json").read_bytes() == before
 
 
-def test_a_directory_in_use_is_refused(run, store, tmp_path):
+def test_a_directory_in_use_is_refused(run, stores, tmp_path):
     with open(tmp_path / "lock", "w") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another process is training this run"):
-            train(run, PLAIN, store, tmp_path)
+            train(run, PLAIN, stores, tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_written(run, store, tmp_path):
+def test_what_does_not_fit_is_refused_before_anything_is_written(run, store, stores, tmp_path):
     size = store.vocab_size
     small = dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=size - 1))
     with pytest.raises(InputError, match=rf"model\.vocab_size={size - 1} is below the store's {size}"):
-        train(small, PLAIN, store, tmp_path / "a")
+        train(small, PLAIN, stores, tmp_path / "a")
     other = dataclasses.replace(run, data=dataclasses.replace(run.data, store="another"))
-    with pytest.raises(InputError, match="the run asks for another"):
-        train(other, PLAIN, store, tmp_path / "a")
+    with pytest.raises(InputError, match="reads token store another, which was not given"):
+        train(other, PLAIN, stores, tmp_path / "a")
     with pytest.raises(InputError, match="microbatch=3 does not divide batch_size=8"):
-        train(run, Placement(microbatch=3), store, tmp_path / "a")
+        train(run, Placement(microbatch=3), stores, tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
-def test_progress_is_reported_after_each_logged_step(run, store, tmp_path):
+def test_progress_is_reported_after_each_logged_step(run, stores, tmp_path):
     reports = []
-    train(dataclasses.replace(run, steps=4), PLAIN, store, tmp_path, report=lambda *args: reports.append(args))
+    train(dataclasses.replace(run, steps=4), PLAIN, stores, tmp_path, report=lambda *args: reports.append(args))
     assert reports == [(k, 4) for k in range(1, 5)]
 
 
@@ -263,40 +267,40 @@ def assert_failed(directory, first_step, last_step):
         assert all(map(math.isfinite, [line.get("loss", 0.0), line.get("grad_norm", 0.0)]))
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(run, store, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_ends_the_run(run, stores, tmp_path, monkeypatch):
     """With a checkpoint after every step that may have one."""
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     with pytest.raises(RunFailedError, match=r"step \d of 20: .*(nan|inf)"):
-        train(diverging(run, eval_points=1), PLAIN, store, tmp_path)
+        train(diverging(run, eval_points=1), PLAIN, stores, tmp_path)
     assert_failed(tmp_path, 2, 3)
 
 
-def test_a_loss_that_is_not_finite_ends_a_run_in_the_middle(run, store, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_ends_a_run_in_the_middle(run, stores, tmp_path, monkeypatch):
     """The rate of step 9 throws the parameters out of range, so the loss of step 10 is the first to see it."""
     rates = learning_rates(run)
     rates[8] = 1e38
     monkeypatch.setattr(loop, "learning_rates", lambda _: rates)
     with pytest.raises(RunFailedError, match="step 10 of 20"):
-        train(dataclasses.replace(run, eval_points=1), PLAIN, store, tmp_path)
+        train(dataclasses.replace(run, eval_points=1), PLAIN, stores, tmp_path)
     assert_failed(tmp_path, 10, 10)
     assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == list(range(1, 10))
 
 
-def test_a_held_out_loss_that_is_not_finite_ends_the_run_too(run, store, tmp_path):
+def test_a_held_out_loss_that_is_not_finite_ends_the_run_too(run, stores, tmp_path):
     """The first step's loss is finite; the evaluation after its update is the first that is not.
 
     (By LayerNorm, whose mean of large numbers overflows; RMSNorm makes zeros of them, and a finite loss.)
     """
     shape = dataclasses.replace(run.model, norm="layernorm")
     with pytest.raises(RunFailedError, match=r"nan|inf"):
-        train(diverging(run, steps=10, model=shape), PLAIN, store, tmp_path)
+        train(diverging(run, steps=10, model=shape), PLAIN, stores, tmp_path)
     assert_failed(tmp_path, 1, 1)
 
 
 @pytest.mark.parametrize("rows", [3, 16])
-def test_evaluation_does_not_depend_on_the_windows_at_a_time(run, store, finished, rows):
+def test_evaluation_does_not_depend_on_the_windows_at_a_time(run, stores, finished, rows):
     """Three at a time, the last group filled up; or all ten and six again. fp32 sums in another order: 1e-6."""
-    program, tokens_WxM = program_of(run), eval_windows(store, run.data)
+    program, tokens_WxM = program_of(run), eval_windows(stores, run.data)["validation"]
     with Checkpoints(finished / "checkpoints") as checkpoints:
         _, state, _ = checkpoints.restore(program.abstract_state)
     loss, stderr = evaluate(program.window_losses, state.params, tokens_WxM, rows, batch_sharding(program.mesh))

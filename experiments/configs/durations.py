@@ -1,0 +1,15 @@
+"""N x D on one laptop: five sizes, each for four durations, for Approach 1 and a law that is fitted to no isoFLOPs.
+
+python -m experiments.sweep --config=experiments/configs/durations.py --workdir=runs/durations
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs.laptop import DATA, MODEL
+from scaling.sweeps.config import DurationsConfig, SweepConfig, config_dict
+
+DURATIONS = DurationsConfig(sizes=(15e3, 25e3, 45e3, 80e3, 150e3), tokens=(2e5, 4e5, 8e5, 1.6e6))
+
+
+def get_config() -> ConfigDict:
+    return config_dict(SweepConfig(DATA, "small", durations=DURATIONS, model=MODEL, prediction=2.0))

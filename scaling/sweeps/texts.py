@@ -1,0 +1,113 @@
+"""A config's data, found: the token stores that its runs read, built where they are not there yet."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from scaling.data.batches import Stores
+from scaling.data.sources import open_source
+from scaling.data.token_store import Split, TokenStore, open_store, prepare_store
+from scaling.data.tokenizers import resolve_tokenizer
+from scaling.errors import InputError
+from scaling.files import Path, read_json
+from scaling.runs import Component, DataSpec, EvalSet
+from scaling.sweeps.config import DataConfig, OneConfig, SweepConfig
+from scaling.sweeps.variants import varied_config
+
+PLANNED = "0" * 16  # content id of a store that was only planned with
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Token stores and what each is for: `main` gives the loss, a mixture is trained on, `validation` is looked at."""
+
+    main: TokenStore
+    mixture: tuple[tuple[float, TokenStore], ...] = ()
+    validation: tuple[tuple[str, TokenStore], ...] = ()
+
+    @property
+    def stores(self) -> Stores:
+        """All stores by content id."""
+        found = [self.main, *(store for _, store in self.mixture), *(store for _, store in self.validation)]
+        return {store.content_id: store for store in found}
+
+    def spec(self, data: DataConfig, seed: int = 0) -> DataSpec:
+        """What a run under a config says of its data."""
+        return DataSpec(
+            self.main.content_id,
+            data.sequence_length,
+            data.eval_windows,
+            seed=data.seed + seed,
+            mixture=tuple(Component(store.content_id, weight) for weight, store in self.mixture),
+            validation=tuple(EvalSet(name, store.content_id) for name, store in self.validation),
+        )
+
+
+Texts = Mapping[DataConfig, Text]
+
+
+def prepare_text(data: DataConfig, stores_dir: Path) -> Text:
+    """The stores of a config's data, built if they are not there yet. Raises as `prepare_store`."""
+    # One tokenizer for all: that which is trained here is trained on the main text.
+    tokenizer = resolve_tokenizer(data.tokenizer, open_source(data.source), pathlib.Path(stores_dir) / "tokenizers")
+
+    def prepared(source: str) -> TokenStore:
+        return prepare_store(source, tokenizer, data.validation_fraction, stores_dir)
+
+    return Text(
+        prepared(data.source),
+        tuple((weight, prepared(source)) for weight, source in data.components() if weight),
+        tuple((name, prepared(source)) for name, source in data.eval_sources()),
+    )
+
+
+def text_of(spec: DataSpec, stores: Stores) -> Text:
+    """The stores of a run's data, each for what the run uses it."""
+    return Text(
+        stores[spec.store],
+        tuple((part.weight, stores[part.store]) for part in spec.mixture),
+        tuple((part.name, stores[part.store]) for part in spec.validation),
+    )
+
+
+def find_stores(content_ids: Sequence[str], stores_dir: Path) -> Stores:
+    """The stores of content ids, among those under a directory. Raises InputError if one is not there."""
+    found = {}
+    for path in sorted(pathlib.Path(stores_dir).glob("*/store.json")):
+        content_id = read_json(path).get("content_id")
+        if content_id in content_ids and content_id not in found:
+            found[content_id] = open_store(path.parent)
+    missing = [content_id for content_id in content_ids if content_id not in found]
+    if missing:
+        raise InputError(
+            f"no token store of content id {', '.join(missing)}",
+            str(stores_dir),
+            "give the --stores of the sweep that the run is from, or build it there with tools.tokenize",
+        )
+    return found
+
+
+def prepare_texts(config: SweepConfig, stores_dir: Path) -> Texts:
+    """The stores of every data set of a sweep: of its config, and of its variants where they change it."""
+    return {data: prepare_text(data, stores_dir) for data in data_configs(config)}
+
+
+def data_configs(config: SweepConfig | OneConfig) -> list[DataConfig]:
+    """The different data of a sweep's variants, in their order."""
+    if isinstance(config, OneConfig):
+        return [config.data]
+    return list(dict.fromkeys(varied_config(config, variant).data for variant in config.variants))
+
+
+def planned_text(tokens: float, vocab_size: int) -> Text:
+    """A stand-in to plan with, of a size that is only supposed: it holds no text and no run can be trained on it.
+
+    Raises InputError for a size that no text has.
+    """
+    if not (math.isfinite(tokens) and tokens >= 2 and vocab_size >= 1):
+        raise InputError(f"a text of {tokens:g} tokens and a vocabulary of {vocab_size}", do="give sizes over 0")
+    split = Split(int(tokens), documents=1, bytes=int(tokens))
+    splits = {"train": split, "validation": split}
+    store = TokenStore(pathlib.Path("supposed"), PLANNED, "supposed", "supposed", vocab_size, 0, {}, splits)
+    return Text(store)
