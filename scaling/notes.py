@@ -21,6 +21,12 @@ def of_study(shared: Common, sweep: Sweep, results: pd.DataFrame, runs: Sequence
         notes.append(f"Trained on a mixture: {'; '.join(parts)}.")
     notes += [f"Also evaluated on {name}: {_told(store)}." for name, store in text.validation]
     notes.append(f"Recipe: {shared.config.recipe}. Cells: {totals(results)}.")
+    refined = sum(cell.refined for cell in sweep.grid)
+    if refined:
+        notes.append(
+            f"{refined} of the runs were added by a second pass around the optima that the first found, so that where "
+            "they lie depends on its losses."
+        )
     repeated = results[results["epochs"].fillna(0) > 1]
     if len(repeated):
         notes.append(

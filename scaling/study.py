@@ -76,8 +76,8 @@ def run_study(
     for cell in cells:
         config.placement.check(cell.run)
     sweep = write_sweep(workdir, config, texts, cells, dropped)
-    sizes = ", ".join(f"{store.splits['train'].tokens:,}" for store in all_stores(texts).values())
-    say(f"{len(sweep.grid)} cells, {len(dropped)} dropped, on {sizes} training tokens")
+    sizes = ", ".join(f"{store.source} ({store.splits['train'].tokens:,})" for store in all_stores(texts).values())
+    say(f"{len(sweep.grid)} cells, {len(dropped)} dropped; texts (training tokens): {sizes}")
     failed = tuple(execute(workdir, sweep.grid, sweep.stores, config.placement, way))
     results, curves = _collected(workdir, sweep, failed)
     if refine:

@@ -26,13 +26,14 @@ class Cell:
     """A run and its place in a sweep.
 
     budget: of the isoFLOP curve that it is on, None if it is on none. role: grid, or prediction: outside of the grid,
-    to test the law. variant: what it changes of the config, in words.
+    to test the law. variant: what it changes of the config, in words. refined: added by a second pass.
     """
 
     run: Run
     budget: float | None
     role: str = "grid"
     variant: str = ""
+    refined: bool = False
 
     @property
     def id(self) -> str:

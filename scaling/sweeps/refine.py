@@ -35,4 +35,4 @@ def second_pass(sweep: Sweep, texts: Texts, found: list[Found]) -> list[Cell]:
         taken = [cell.run.model for cell in sweep.grid if cell.budget == at.budget]
         shapes, _ = possible(shared, at.budget, [at.N * half**k for k in steps], taken)
         cells += isoflop_cells(shared, at.budget, sorted(shapes, key=lambda shape: parameters(shape).N))
-    return cells
+    return [dataclasses.replace(cell, refined=True) for cell in cells]

@@ -78,7 +78,11 @@ def save_sweep(workdir: pathlib.Path, sweep: Sweep) -> None:
         "stores": sweep.stores,
         "budgets": sorted({cell.budget for cell in sweep.grid if cell.budget is not None}),
         "cells": [
-            {"run": cell.id, "budget": cell.budget, "role": cell.role, "variant": cell.variant} for cell in sweep.cells
+            {
+                "run": cell.id,
+                **{name: getattr(cell, name) for name in ("budget", "role", "variant", "refined")},
+            }
+            for cell in sweep.cells
         ],
         "runs": {cell.id: run_to_dict(cell.run) for cell in sweep.cells},
         "dropped": [dataclasses.asdict(cell) for cell in sweep.dropped],
@@ -102,7 +106,7 @@ def read_sweep(workdir: pathlib.Path) -> Sweep:
     return Sweep(
         config=sweep_config(values["config"]),
         stores=values["stores"],
-        cells=tuple(Cell(runs[c["run"]], c["budget"], c["role"], c["variant"]) for c in values["cells"]),
+        cells=tuple(Cell(**{**cell, "run": runs[cell["run"]]}) for cell in values["cells"]),
         dropped=tuple(Dropped(**cell) for cell in values["dropped"]),
     )
 
