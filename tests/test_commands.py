@@ -253,14 +253,14 @@ def test_a_damaged_store_is_refused_when_a_sweep_begins(environment, tmp_path):
     for i in range(40):
         (tmp_path / "text" / f"{i}.txt").write_text(f"{i} " * 2000)
     stores = {**environment, "SCALING_STORES": str(tmp_path / "stores")}
-    text = f"--config.data.source=files:{tmp_path}/text/*.txt"
-    plan = [sys.executable, "-m", "tools.plan", SMOKE, text]
+    text = [f"--config.data.source=files:{tmp_path}/text/*.txt", "--config.data.validation_fraction=0.3"]
+    plan = [sys.executable, "-m", "tools.plan", SMOKE, *text]
     subprocess.run(plan, cwd=ROOT, env=stores, check=True, capture_output=True)
     (tokens,) = (tmp_path / "stores").glob("*/train-*.tokens")
     damaged = bytearray(tokens.read_bytes())
     damaged[1000] ^= 1
     tokens.write_bytes(damaged)
-    sweep = [sys.executable, "-m", "experiments.sweep", SMOKE, text, f"--workdir={tmp_path}/w"]
+    sweep = [sys.executable, "-m", "experiments.sweep", SMOKE, *text, f"--workdir={tmp_path}/w"]
     done = subprocess.run(sweep, cwd=ROOT, env=stores, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "the train split does not match its checksum (remove the store and build it again)" in done.stderr

@@ -1,8 +1,9 @@
 """A process that trains cells, one after the other, as its launcher tells it on standard input.
 
-In: one JSON line a cell, {"directory", "stores", "placement", "trackers", "profile_steps"}; run.json is in the directory.
-Out: one JSON line an event, on the standard output it was started with; whatever libraries print goes to standard error.
-When standard input closes, the launcher has gone, and the process ends at once, in the middle of a step if need be.
+In: one JSON line a cell, {"directory", "stores", "placement", "trackers", "profile_steps"}; run.json is in its
+directory. Out: one JSON line an event, on the standard output it was started with; whatever libraries print goes to
+standard error. When standard input closes, the launcher has gone, and the process ends at once, in the middle of a step
+if need be.
 """
 
 import argparse
