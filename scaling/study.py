@@ -150,7 +150,8 @@ def _law(
         prediction = measured(workdir, prediction)
         # The tested run has no part in any number: only the table now has its row, among those dropped.
         analysis = dataclasses.replace(analysis, table=table_from_frame(results))
-    path = _report(workdir / "report", analysis, shared, sweep, results, runs, prediction)
+    title = f"{workdir.resolve().name}: study on {shared.text.main.source}"
+    path = _report(workdir / "report", title, analysis, shared, sweep, results, runs, prediction)
     said = (report.summary(analysis), *([prediction_line(prediction)] if prediction else []))
     return Study(results, {"": analysis}, prediction, failed, said, path)
 
@@ -165,7 +166,7 @@ def _laws_side_by_side(
     failed: Failures,
 ) -> Study:
     """A law and a report of each variant, under report/, and the table that compares them, variants.csv."""
-    analyses, said, paths, rows = {}, [], [], []
+    analyses, said, rows = {}, [], []
     for number, variant in enumerate(variants):
         mine = results[results["variant"] == variant]
         row = {"variant": variant, "cells": len(mine), "done": int((mine["status"] == "done").sum())}
@@ -180,8 +181,9 @@ def _laws_side_by_side(
         shared = common(sweep.config, texts, _variant_of(sweep.config, variant))
         runs = configured(shared, decisions.next_runs(analysis))
         directory = workdir / "report" / f"variant{number}"
-        paths.append(_report(directory, analysis, shared, sweep, mine, runs, None))
-        said.append(f"{variant or 'as configured'}: {paths[-1]}\n{report.summary(analysis)}")
+        title = f"{workdir.resolve().name}: {variant or 'as configured'}, on {shared.text.main.source}"
+        path = _report(directory, title, analysis, shared, sweep, mine, runs, None)
+        said.append(f"{variant or 'as configured'}: {path}\n{report.summary(analysis)}")
         rows.append({**row, **_numbers(analysis)})
     table = pd.DataFrame(rows)
     (workdir / "report").mkdir(parents=True, exist_ok=True)
@@ -207,6 +209,7 @@ def _numbers(analysis: Analysis) -> dict[str, float]:
 
 def _report(
     directory: pathlib.Path,
+    title: str,
     analysis: Analysis,
     shared: Common,
     sweep: Sweep,
@@ -220,7 +223,7 @@ def _report(
         directory,
         next_runs=runs,
         prediction=prediction,
-        title=f"{directory.resolve().parent.name}: study on {shared.text.main.source}",
+        title=title,
         notes=notes.of_study(shared, sweep, results, runs),
         rates=rates_report(results, recipe_rule(recipe), recipe),
     )
@@ -228,7 +231,9 @@ def _report(
 
 
 def _analyse(results: pd.DataFrame, curves: pd.DataFrame, target: float) -> Analysis:
-    return analyze(table_from_frame(results), curves_from_frame(curves), [target])
+    # With eval_points=1 a run has its final loss and no curve: Approach 1 then says that it had none.
+    several = curves["run"].duplicated().any()
+    return analyze(table_from_frame(results), curves_from_frame(curves) if several else None, [target])
 
 
 def configured(shared: Common, next_runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
