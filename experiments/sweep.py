@@ -20,6 +20,7 @@ from scaling.sweeps.config import sweep_config
 from scaling.sweeps.execution import Way
 from scaling.sweeps.launch import default_workers
 from scaling.sweeps.texts import prepare_texts
+from scaling.sweeps.variants import check_variants
 from scaling.training.trackers import check_trackers
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file of the sweep; its fields are --config.FIELD=.")
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> int:
     if workdir.exists() and not workdir.is_dir():
         raise InputError("is not a directory", where=str(workdir))
     check_trackers(TRACKERS.value)
+    check_variants(config)  # before the text is tokenised, which may take hours
     texts = prepare_texts(config, STORES.value)
     if not (workdir / "sweep.json").exists():
         for store in all_stores(texts).values():  # once a sweep: a damaged text would spoil all of it

@@ -75,6 +75,7 @@ def _what() -> tuple[Run, Placement, Stores, str]:
     from scaling.models.parameter_files import read_header
 
     shape, content_id = read_header(config.start)
+    print(f"starting from {config.start}: its shape is taken, config.size and config.model are not")
     return continued_run(config, text, shape, content_id), config.placement, text.stores, config.start
 
 

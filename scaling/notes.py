@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from scaling.data.synthetic import best_loss
 from scaling.data.token_store import TokenStore
 from scaling.sweeps.cells import Common
 from scaling.sweeps.results import totals
@@ -15,6 +16,9 @@ def of_study(shared: Common, sweep: Sweep, results: pd.DataFrame, runs: Sequence
     """The notes of a report, in sentences. runs: the next runs, with what keeps one from being configured."""
     text = shared.text
     notes = [f"Loss is on held-out documents of {_told(text.main)}."]
+    if text.main.source.startswith("synthetic:") and text.main.tokenizer == "bytes":
+        best = best_loss(text.main.source, shared.length)
+        notes.append(f"Its text is a Markov chain: no model's expected loss is below {best:.4f} nats per token.")
     if text.mixture:
         total = sum(weight for weight, _ in text.mixture)
         parts = [f"{weight / total:.1%} {_told(store)}" for weight, store in text.mixture]

@@ -129,14 +129,14 @@ def _normal_mixture(store: str, mixture: tuple[Component, ...]) -> tuple[Compone
     """The one form of a mixture: weights that sum to one, ordered by store, nothing without weight."""
     if not mixture:
         return ()
-    total = sum(part.weight for part in mixture)
+    total = math.fsum(part.weight for part in mixture)  # exactly rounded: in any order the same
     require(total > 0, "data.mixture: the weights sum to nothing", "give at least one component a weight over 0")
     stores = [part.store for part in mixture]
     require(len(set(stores)) == len(stores), f"data.mixture has a store twice: {', '.join(stores)}")
-    parts = [Component(part.store, part.weight / total) for part in mixture if part.weight]
-    if [part.store for part in parts] == [store]:
-        return ()
-    return tuple(sorted(parts, key=lambda part: part.store))
+    parts = sorted((part for part in mixture if part.weight), key=lambda part: part.store)
+    if abs(total - 1) > 1e-9:  # weights that sum to one but for rounding stay as they are, however often they are read
+        parts = [Component(part.store, part.weight / total) for part in parts]
+    return () if [part.store for part in parts] == [store] else tuple(parts)
 
 
 @dataclasses.dataclass(frozen=True)

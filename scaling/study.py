@@ -22,7 +22,6 @@ from scaling.analysis.table import table_from_frame
 from scaling.analysis.tuning import rates_report
 from scaling.errors import InputError, RunFailedError
 from scaling.prediction import measured, predict, predicted_line, prediction_line
-from scaling.recipes import recipe_rule
 from scaling.runs import run_from_dict, run_to_dict
 from scaling.sweeps.cells import Cell, Common, all_stores, check_epochs, common, recommended_run
 from scaling.sweeps.config import SweepConfig
@@ -32,7 +31,7 @@ from scaling.sweeps.refine import Found, second_pass
 from scaling.sweeps.results import collect, totals
 from scaling.sweeps.texts import Texts
 from scaling.sweeps.vary import Variant, label
-from scaling.sweeps.workdir import Sweep, save_sweep, write_sweep
+from scaling.sweeps.workdir import Sweep, rule_of, save_sweep, write_sweep
 from scaling.tuned import tunes_rates, write_tuning
 
 Failures = tuple[tuple[Cell, str], ...]
@@ -106,7 +105,9 @@ def _collected(workdir: pathlib.Path, sweep: Sweep, failed: Failures) -> tuple[p
 def _second_pass(
     workdir: pathlib.Path, sweep: Sweep, texts: Texts, results: pd.DataFrame
 ) -> tuple[Sweep, tuple[Cell, ...]]:
-    done = results[(results["status"] == "done") & (results["role"] == "grid") & results["budget"].notna()]
+    """Adds the cells of a second pass. It looks at the first pass alone, so that, asked for again, it is the same."""
+    first = [cell.id for cell in sweep.grid if not cell.refined]
+    done = results[(results["status"] == "done") & results["run"].isin(first) & results["budget"].notna()]
     valleys = isoflop(table_from_frame(done))
     if isinstance(valleys, str):
         raise InputError(f"there is no optimum to refine: {valleys}", where=str(workdir))
@@ -116,10 +117,10 @@ def _second_pass(
         bracketed = near.status == "ok"
         N = near.N_opt if bracketed else rows.loc[rows["loss"].idxmin(), "N"]
         found.append(Found(float(budget), float(N), "bracketed" if bracketed else "open"))
-    known = {cell.id for cell in sweep.cells}
-    added = tuple(cell for cell in second_pass(sweep, texts, found) if cell.id not in known)
-    check_epochs(all_stores(texts), sweep.config.data.max_epochs, [*sweep.grid, *added])
-    sweep = dataclasses.replace(sweep, cells=(*sweep.cells, *added))
+    cells, dropped = second_pass(sweep, texts, found)
+    known = {cell.key for cell in sweep.cells}
+    added = tuple(cell for cell in cells if cell.key not in known)
+    sweep = dataclasses.replace(sweep, cells=(*sweep.cells, *added), dropped=(*sweep.dropped, *dropped))
     save_sweep(workdir, sweep)
     return sweep, added
 
@@ -193,7 +194,8 @@ def _laws_side_by_side(
 
 
 def _variant_of(config: SweepConfig, name: str) -> Variant:
-    return next(variant for variant in config.variants if label(variant) == name)
+    """The variant of a label; a sweep to which variants were added later keeps its cells without one."""
+    return next((variant for variant in config.variants if label(variant) == name), ())
 
 
 def _numbers(analysis: Analysis) -> dict[str, float]:
@@ -225,7 +227,7 @@ def _report(
         prediction=prediction,
         title=title,
         notes=notes.of_study(shared, sweep, results, runs),
-        rates=rates_report(results, recipe_rule(recipe), recipe),
+        rates=rates_report(results, rule_of(sweep, recipe), recipe),
     )
     return directory / "report.html"
 

@@ -4,9 +4,8 @@ import pathlib
 
 import pandas as pd
 
-from scaling.analysis.rates import Optima, find_optima
-from scaling.analysis.rule_fit import fit_rule
-from scaling.analysis.tuning import HEADER, Tuning, table_rows, tuning_dict
+from scaling.analysis.rates import LEAST, Optima
+from scaling.analysis.tuning import HEADER, Tuning, table_rows, tune, tuning_dict
 from scaling.analysis.tuning_plots import tuning_page
 from scaling.files import write_json, write_text
 from scaling.recipes import base_recipe
@@ -17,8 +16,10 @@ RATES = ("lr_factor", "optimizer.peak_lr")
 
 
 def tunes_rates(config: SweepConfig) -> bool:
-    """Whether a sweep varies the learning rate."""
-    return any(field in RATES for variant in config.variants for field, _ in variant)
+    """Whether a sweep is one over learning rates: several of them, and nothing beside them but batch and seed."""
+    fields = {field for variant in config.variants for field, _ in variant}
+    rates = {tuple(pair for pair in variant if pair[0] in RATES) for variant in config.variants}
+    return len(rates) >= LEAST and fields <= {*RATES, "batch_size", "seed"}
 
 
 def write_tuning(frame: pd.DataFrame, base: str, source: str, out: pathlib.Path, where: str) -> str:
@@ -27,14 +28,13 @@ def write_tuning(frame: pd.DataFrame, base: str, source: str, out: pathlib.Path,
     base: recipe that the runs followed but for the rate. source: SHA-256 of the table. Raises InputError where the
     table does not determine a rule, with the rates that each size lacks.
     """
-    optima = find_optima(frame, where)
-    tuning = Tuning(optima, fit_rule(optima, base_recipe(base), source))
+    tuning = tune(frame, base_recipe(base), source, where)
     page = tuning_page(tuning)  # before anything is written
     write_json(out / "tuning.json", tuning_dict(tuning))
     write_text(out / "tuning.html", page)
     write_rule(tuning.rule, out / "rule.json")
     follow = f"next: python -m experiments.sweep --config=... --config.recipe=rule:{out}/rule.json --workdir=..."
-    return "\n".join([optima_table(optima), _said(tuning), follow])
+    return "\n".join([optima_table(tuning.optima), _said(tuning), follow])
 
 
 def optima_table(optima: Optima) -> str:

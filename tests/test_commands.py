@@ -243,7 +243,7 @@ def test_repetition_that_is_not_allowed_is_planned_and_not_run(run, refused, tmp
     assert not (tmp_path / "w").exists()
     code, output, _ = run("tools.plan", SMOKE, "--suppose_tokens=1e5", "--suppose_vocab=256")
     assert code == 0
-    assert "supposed holds 100,000 training tokens: too few for" in output
+    assert "stdlib (supposed) holds 100,000 training tokens: too few for" in output
     assert "experiments.sweep refuses more than config.data.max_epochs=1" in output.splitlines()[-1]
 
 

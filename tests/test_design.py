@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "recipes": {"runs", "models", "rules"},
     "parallel": {"runs", "models"},
     "training": {"runs", "models", "data", "recipes", "parallel"},
-    "sweeps": {"runs", "models", "data", "recipes", "training"},
+    "sweeps": {"runs", "models", "data", "recipes", "rules", "training"},
     "analysis": {"rules"},
     "notes": {"data", "sweeps"},
     "prediction": {"models", "sweeps", "analysis"},

@@ -12,7 +12,9 @@ import pytest
 
 from scaling import study
 from scaling.analysis.analyze import analyze
+from scaling.analysis.rates import find_optima
 from scaling.analysis.report import report_dict
+from scaling.analysis.table import table_from_frame
 from scaling.data.token_store import Split, TokenStore
 from scaling.errors import InputError
 from scaling.files import read_json, write_json
@@ -109,6 +111,48 @@ def test_the_rule_is_followed_and_the_report_says_so(run, tmp_path):
     rates = read_json(workdir / "report" / "report.json")["learning_rates"]
     assert rates["tuned"]
     assert all(row["ratio"] == pytest.approx(1) for row in rates["rows"])
+
+
+def test_a_rule_that_was_edited_is_another_sweep(run, tmp_path):
+    run(durations=DURATIONS, vary=over("lr_factor", (0.1, 0.3, 1.0, 3.0, 9.0)))
+    (tmp_path / "s").rename(tmp_path / "tuned")
+    path = tmp_path / "tuned" / "report" / "rule.json"
+    run(grid=GRID, recipe=f"rule:{path}")
+    rule = read_json(path)
+    write_json(path, {**rule, "a": rule["a"] + 0.5})
+    with pytest.raises(InputError, match="holds another sweep: content of rule:"):
+        run(grid=GRID, recipe=f"rule:{path}")
+
+
+def test_rates_beside_another_field_come_to_laws_not_to_a_rule(run):
+    """Depths would otherwise be taken for sizes."""
+    done, _ = run(grid=GRID, vary=product(over("model.n_layers", (3, 6)), over("lr_factor", (0.5, 1.0, 2.0))))
+    assert len(done.analyses) == 6
+
+
+def test_one_factor_is_no_sweep_over_rates(run):
+    done, _ = run(grid=GRID, vary=over("lr_factor", (0.5,)))
+    assert len(done.analyses) == 1
+
+
+def test_a_table_of_several_variants_is_no_tuning_sweep(run):
+    _, workdir = run(grid=GRID, vary=product(over("model.n_layers", (3, 6)), over("lr_factor", (0.5, 1.0, 2.0))))
+    with pytest.raises(InputError, match=r"the runs are of 2 variants: 'model.n_layers=3', 'model.n_layers=6'"):
+        find_optima(pd.read_csv(workdir / "results.csv", dtype=str))
+    warnings = table_from_frame(pd.read_csv(workdir / "results.csv")).warnings
+    assert [warning["code"] for warning in warnings if warning["code"] == "mixed_variants"] == ["mixed_variants"]
+
+
+def test_variants_may_be_added_to_a_sweep(run):
+    """Its first cells keep their place, as the config without a variant."""
+    run(grid=GRID)
+    done, workdir = run(grid=GRID, vary=over("model.activation", ("gelu", "swiglu")))
+    assert set(done.analyses) == {"", "model.activation=gelu", "model.activation=swiglu"}
+    sweep = read_sweep(workdir)
+    assert len({cell.id for cell in sweep.grid}) == 36
+    results = done.results[done.results["role"] == "grid"]
+    plain, gelu = (results[results["variant"] == name] for name in ("", "model.activation=gelu"))
+    assert list(plain["run"]) == list(gelu["run"])
 
 
 def test_rates_that_do_not_bracket_their_optimum_are_refused_with_what_is_missing(run):

@@ -97,19 +97,18 @@ def _of_sweep(analysis: Analysis, workdir: pathlib.Path) -> dict[str, Any]:
         return {}
     # Imported here: a table of other people's runs needs none of what makes and stores runs.
     from scaling.analysis.tuning import rates_report
-    from scaling.recipes import recipe_rule
     from scaling.study import configured
     from scaling.sweeps.cells import Common
     from scaling.sweeps.texts import text_of
     from scaling.sweeps.variants import varied_config
-    from scaling.sweeps.workdir import open_stores, read_sweep
+    from scaling.sweeps.workdir import open_stores, read_sweep, rule_of
 
     sweep = read_sweep(workdir)
     if len(sweep.config.variants) > 1:
         return {}  # which of them to go on with is not this table's to say
     (variant,) = sweep.config.variants
     config = varied_config(sweep.config, variant)
-    rates = rates_report(pd.read_csv(workdir / "results.csv"), recipe_rule(config.recipe), config.recipe)
+    rates = rates_report(pd.read_csv(workdir / "results.csv"), rule_of(sweep, config.recipe), config.recipe)
     try:
         text = text_of(sweep.grid[0].run.data, open_stores(sweep))
     except InputError as error:  # a table may be read where its text is not

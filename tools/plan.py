@@ -22,6 +22,7 @@ from scaling.sweeps.config import SweepConfig, sweep_config
 from scaling.sweeps.grid import make_grid
 from scaling.sweeps.plan import plan_rows, repetition
 from scaling.sweeps.texts import Texts, data_configs, planned_text, prepare_texts
+from scaling.sweeps.variants import check_variants
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file of the sweep; its fields are --config.FIELD=.")
 STORES = flags.DEFINE_string("stores", command.default_stores(), "Directory where token stores are kept.")
@@ -50,8 +51,11 @@ COLUMNS = {
 def main(argv: list[str]) -> None:
     del argv
     config = sweep_config(command.config_values(CONFIG))
+    check_variants(config)
     texts = _texts(config)
     cells, dropped = make_grid(config, texts)
+    for cell in cells:
+        config.placement.check(cell.run)
     rows = plan_rows(cells, all_stores(texts))
     table = pd.DataFrame([{name: _said(row[name], form) for name, form in COLUMNS.items()} for row in rows])
     print(table.loc[:, (table != "").any()].to_string(index=False))
@@ -70,7 +74,8 @@ def _texts(config: SweepConfig) -> Texts:
         raise InputError("--suppose_tokens and --suppose_vocab come together")
     if SUPPOSE_TOKENS.value is None:
         return prepare_texts(config, STORES.value)
-    return {data: planned_text(SUPPOSE_TOKENS.value, SUPPOSE_VOCAB.value) for data in data_configs(config)}
+    supposed = enumerate(data_configs(config))
+    return {data: planned_text(data, k, SUPPOSE_TOKENS.value, SUPPOSE_VOCAB.value) for k, data in supposed}
 
 
 def _said(value: Any, form: str) -> str:

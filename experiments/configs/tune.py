@@ -3,7 +3,8 @@
 python -m experiments.sweep --config=experiments/configs/tune.py --workdir=runs/tune
 
 Expected: 6 minutes on 2 idle cores (estimated from its 1.2e13 FLOPs; 9 measured on busy ones). All three optima are
-bracketed, at peak rates of about .012, .009 and .004: a rule of about 4.6 N^-0.6, with a wide interval from three sizes.
+bracketed, at peak rates of about .012, .009 and .004: a rule of about 4.6 N^-0.6, with the wide interval of 3 sizes.
+
 Then train by it: --config=experiments/configs/laptop.py --config.recipe=rule:runs/tune/report/rule.json
 """
 

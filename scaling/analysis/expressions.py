@@ -63,6 +63,8 @@ def parse_exclusion(said: str) -> Exclusion:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError) as error:
         raise InputError(f"not an expression: {error.args[0]}", where, ALLOWED) from None
+    except (RecursionError, MemoryError):
+        raise InputError("too deeply nested an expression", "--exclude", ALLOWED) from None
     return Exclusion(text, reason, tree)
 
 

@@ -30,6 +30,7 @@ from scaling.rules import LEVEL
 LEAST, MOST = 3, 5  # rates of a parabola
 LOCAL = 0.1  # relative loss above the lowest, within which a rate is near
 REQUIRED = ("N", "D", "peak_lr", "loss")
+TUNED = ("lr_factor=", "peak_lr=", "batch_size=")  # what a variant may say that a tuning sweep is about
 Status = Literal["ok", "edge", "too_few", "not_convex"]
 
 
@@ -110,6 +111,9 @@ def find_optima(frame: pd.DataFrame, where: str = "table") -> Optima:
     if missing:
         raise InputError(f"no column {', '.join(missing)}", where, "a tuning sweep has N, D, peak_lr, loss")
     frame = frame.reset_index(drop=True).assign(row=np.arange(len(frame)))
+    if "run" in frame.columns:  # a run that two variants share stands in the table twice
+        frame = frame[~frame["run"].duplicated() | frame["run"].isna()]
+    _refuse_mixed(frame, where)
     status = text(frame, "status").replace("", "done")
     taken = frame[status.isin(["done", "failed"])]
     done = (status == "done")[taken.index].to_numpy()
@@ -125,6 +129,15 @@ def find_optima(frame: pd.DataFrame, where: str = "table") -> Optima:
     noise, df = _noise(groups)
     groups = tuple(_with_error(group, noise, df) for group in groups)
     return Optima(groups, noise, df, failed=int((~done).sum()), unfinished=len(frame) - len(taken))
+
+
+def _refuse_mixed(frame: pd.DataFrame, where: str) -> None:
+    """Raises InputError for runs that differ in more than size, duration, batch and rate: their optima may differ."""
+    kept = text(frame, "variant").str.split().map(lambda words: " ".join(w for w in words if not w.startswith(TUNED)))
+    others = sorted(set(kept))
+    if len(others) > 1:
+        said = ", ".join(repr(other) for other in others)
+        raise InputError(f"the runs are of {len(others)} variants: {said}", where, "give those of one")
 
 
 def _durations(D: pd.Series) -> np.ndarray:

@@ -170,7 +170,7 @@ def _table(
             budget_R=_budgets(frame[keep], part["C"], part["N"]),
             rows=rows,
             dropped=tuple(sorted(unfit + left_out + marked, key=lambda drop: drop["row"])),
-            warnings=(*warnings, *_duplicates(part), *_outliers(int(outlier_R.sum()), outliers)),
+            warnings=(*warnings, *_mixed(frame[keep]), *_duplicates(part), *_outliers(int(outlier_R.sum()), outliers)),
             sha256=digest,
             columns=given,
             conventions=conventions,
@@ -255,6 +255,17 @@ def _budgets(frame: pd.DataFrame, C_R: np.ndarray, N_R: np.ndarray) -> np.ndarra
     for number, rows in enumerate(groups):
         budget_R[rows] = number
     return budget_R
+
+
+def _mixed(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    variants = sorted(set(text(frame, "variant")))
+    if len(variants) < 2:
+        return []
+    message = (
+        f"The rows are of {len(variants)} variants, {', '.join(map(repr, variants))}, and were fitted as one. For a "
+        "law of one of them, leave the others out with --exclude."
+    )
+    return [warning("mixed_variants", message, variants=variants)]
 
 
 def _duplicates(values: dict[str, np.ndarray]) -> list[dict[str, Any]]:

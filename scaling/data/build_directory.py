@@ -47,7 +47,7 @@ def _errors_told(directory: pathlib.Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise StoppedError("what is tokenised is kept; the same command goes on") from None
-    except StorageError:
+    except StorageError:  # a file that could not be read or written, which another try may well do
         raise
     except InputError:
         shutil.rmtree(directory)

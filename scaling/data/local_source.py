@@ -10,6 +10,7 @@ import sys
 import sysconfig
 
 from scaling.data.parts import Documents, Part, Source
+from scaling.data.storage import StorageError
 from scaling.errors import InputError
 
 PART_BYTES = (1 << 20, 16 << 20)  # of the smallest and the largest part, but for a file that is larger
@@ -97,4 +98,4 @@ def _read(path: pathlib.Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", str(path)) from None
+        raise StorageError(f"cannot be read: {error.strerror}", str(path)) from None

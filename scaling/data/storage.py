@@ -26,7 +26,7 @@ Root = pathlib.Path | str  # a local directory, or the URL of a prefix in object
 
 
 class StorageError(InputError):
-    """Object storage refused or could not be reached. What was done on this machine is kept: it may work later."""
+    """A file or object could not be read or written as it should. What a build has done is kept: it may work later."""
 
 
 def as_root(path: Path) -> Root:

@@ -165,11 +165,11 @@ def _choose(paths: Sequence[pathlib.Path], validation_fraction: float) -> tuple[
     size_P = [len(np.load(path)["length_M"]) for path in paths]
     first_P = np.cumsum([0, *size_P])
     keep_M = first_copies(paths, first_P)
-    held_out = math.ceil(validation_fraction * 2**64)  # integers below a real number are those below its ceiling
+    last = math.ceil(validation_fraction * 2**64) - 1  # of the digests held out: those below the fraction, all for 1
     side_paths, counts, left_out = [], np.zeros((len(paths), len(SPLITS), 3), np.int64), np.zeros(2, np.int64)
     for p, path in enumerate(paths):
         part = np.load(path)
-        side_M = (part["digest_Mx2"][:, 0] < np.uint64(held_out)).astype(np.uint8)
+        side_M = (part["digest_Mx2"][:, 0] <= np.uint64(last)).astype(np.uint8)
         side_M[~keep_M[first_P[p] : first_P[p + 1]]] = DUPLICATE
         for s in range(len(SPLITS)):
             inside_M = side_M == s
@@ -213,7 +213,7 @@ def _assemble(
     """Writes all shards. Returns what store.json says of each split, and seconds of one core, parts included."""
     total_Sx3 = sides.counts_PxSx3.sum(axis=0)
     for s, split in enumerate(SPLITS):
-        if not total_Sx3[s, 1]:
+        if not total_Sx3[s, 1] and not (split == "train" and work.validation_fraction == 1):
             raise InputError(
                 f"no document of {total_Sx3[:, 1].sum()} fell to the {split} split",
                 work.where,

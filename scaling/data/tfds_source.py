@@ -80,6 +80,8 @@ def _nearest(name: str) -> str:
     wanted = name.split(":")[0]
     base = wanted.split("/")[0]
     known = set(tfds.list_builders(with_community_datasets=False))
+    if base not in known:
+        wanted = base
     if base in known:
         known = {f"{base}/{config}" for config in tfds.builder_cls(base).builder_configs}
     else:

@@ -7,7 +7,7 @@ and its masked CRC32C (https://www.tensorflow.org/tutorials/load_data/tfrecord#t
 import struct
 from collections.abc import Iterator
 
-from scaling.errors import InputError
+from scaling.data.storage import StorageError
 from scaling.files import Path
 
 _AGAIN = "fetch or prepare the file again"
@@ -25,7 +25,7 @@ def read_tfrecords(path: Path, length: int) -> Iterator[bytes]:
     try:
         file = epath.Path(path).open("rb")
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror or error}", where) from None
+        raise StorageError(f"cannot be read: {error.strerror or error}", where) from None
     with file:
         position = count = 0
         while head := file.read(12):
@@ -34,13 +34,13 @@ def read_tfrecords(path: Path, length: int) -> Iterator[bytes]:
             (size,) = struct.unpack("<Q", head[:8])
             body = file.read(size + 4)
             if len(body) != size + 4:
-                raise InputError(f"record at byte {position} is cut off", where, _AGAIN)
+                raise StorageError(f"record at byte {position} is cut off", where, _AGAIN)
             data = body[:size]
             _check(data, body[size:], f"record at byte {position}", where)
             position, count = position + 16 + size, count + 1
             yield data
     if count != length:
-        raise InputError(f"{count} records instead of {length}", where, _AGAIN)
+        raise StorageError(f"{count} records instead of {length}", where, _AGAIN)
 
 
 def masked_crc32c(data: bytes) -> bytes:
@@ -53,6 +53,6 @@ def masked_crc32c(data: bytes) -> bytes:
 
 def _check(data: bytes, checksum: bytes, what: str, where: str) -> None:
     if len(checksum) < 4:
-        raise InputError(f"{what} is cut off", where, _AGAIN)
+        raise StorageError(f"{what} is cut off", where, _AGAIN)
     if masked_crc32c(data) != checksum:
-        raise InputError(f"{what} does not match its checksum", where, _AGAIN)
+        raise StorageError(f"{what} does not match its checksum", where, _AGAIN)

@@ -14,6 +14,7 @@ twice in the validation loss. They are counted in store.json, as are empty docum
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -68,7 +69,7 @@ def prepare_store(source: str, tokenizer: str, validation_fraction: float, store
     opened = open_source(source)
     name = _tokenizer_name(tokenizer)
     key = _key(source, opened.fingerprint, name, validation_fraction)
-    path = as_root(f"{as_root(stores_dir)}/{source.split(':')[0]}-{name.replace(':', '-')}-{key}")
+    path = as_root(f"{as_root(stores_dir)}/{re.split('[:| ]', source)[0]}-{name.replace(':', '-')}-{key}")
     if not exists(path):
         _build(source, opened, tokenizer, validation_fraction, path, available_cores())
     return open_store(path)
@@ -79,7 +80,8 @@ def build_store(
 ) -> TokenStore:
     """Tokenises a source into a new store at `path`, a directory or a URL, which is complete or not a store.
 
-    validation_fraction: of the documents, in expectation. processes: None for one a core; the store is the same.
+    validation_fraction: of the documents, in expectation; 1 for a text that is only evaluated on. processes: None for
+    one a core; the store is the same.
     A build that is stopped or killed leaves a hidden directory `.NAME.KEY` beside `path` (for a URL, under
     `default_stores()`), from which the same call goes on. What it needs of disk and memory: see store_build.
     Raises InputError if `path` exists, for an unknown source or tokenizer, for text that is not UTF-8, and for text of
@@ -174,8 +176,8 @@ def _key(*parts: str | float) -> str:
 
 
 def _build(source: str, opened: Source, tokenizer: str, validation_fraction: float, path: Root, processes: int) -> None:
-    if not 0 < validation_fraction < 1:
-        raise InputError(f"validation_fraction={validation_fraction} is outside (0, 1)")
+    if not 0 < validation_fraction <= 1:
+        raise InputError(f"validation_fraction={validation_fraction} is outside (0, 1]")
     key = _key(source, opened.fingerprint, _tokenizer_name(tokenizer), validation_fraction, str(path))
     with build_directory(path, key) as found:
         if found is not None:

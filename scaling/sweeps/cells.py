@@ -40,6 +40,11 @@ class Cell:
         return run_id(self.run)
 
     @property
+    def key(self) -> tuple[str, str]:
+        """What tells the cells of a sweep apart: two variants may share a run, which is trained once."""
+        return self.id, self.variant
+
+    @property
     def flops(self) -> float:
         """C of the run, which meets the budget to whole steps."""
         return flops_per_token(self.run.model, self.run.data.sequence_length) * self.run.tokens
@@ -111,7 +116,13 @@ def fault(shared: Common, shape: ModelShape, tokens: float, budget: float) -> st
         steps = settings.steps if settings else 0
         return f"{steps} steps, below {MIN_STEPS}: {tokens:,.0f} tokens at this recipe's batch"
     error = settings.steps * settings.batch_size * shared.length / tokens - 1
-    return f"whole steps miss the budget by {error:.2%}" if abs(error) >= MAX_FLOPS_ERROR else None
+    if abs(error) >= MAX_FLOPS_ERROR:
+        return f"whole steps miss the budget by {error:.2%}"
+    try:
+        _run(shared, shape, tokens, budget, seed=0)
+    except InputError as refusal:  # a warm-up longer than the run, say
+        return str(refusal)
+    return None
 
 
 def cells_of(

@@ -51,6 +51,9 @@ class DataConfig:
                 "each is a weight and a source: '0.8 tfds:c4/en:3.1.0'",
             )
         require(all(weight >= 0 for weight, _ in found), f"config.data.mixture has a negative weight: {self.mixture}")
+        bases = [source.partition("|")[0].strip() for _, source in found]
+        twice = next((base for base in bases if bases.count(base) > 1), None)
+        require(twice is None, f"config.data.mixture has {twice} twice", "its text would count twice as unique")
         require(
             not found or 0 < sum(weight for weight, _ in found) < math.inf,
             "config.data.mixture: the weights sum to nothing",

@@ -35,6 +35,7 @@ def execute(
     Raises StoppedError, with everything saved, if it was asked to stop.
     """
     failed, todo = [], []
+    cells = list({cell.id: cell for cell in cells}.values())  # a run that two variants share is trained once
     for cell in cells:
         directory = run_directory(workdir, cell.id)
         if (directory / "result.json").exists():

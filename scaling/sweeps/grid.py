@@ -30,6 +30,7 @@ from scaling.sweeps.variants import check_variants
 from scaling.sweeps.vary import label
 
 MIN_SIZES = 4
+SAME_SHAPE = "same shape as another size"
 
 
 def make_grid(config: SweepConfig, texts: Texts) -> tuple[tuple[Cell, ...], tuple[Dropped, ...]]:
@@ -40,13 +41,13 @@ def make_grid(config: SweepConfig, texts: Texts) -> tuple[tuple[Cell, ...], tupl
     side of the prior optimum only, if no cell is left, and for too little text to evaluate on.
     """
     check_variants(config)
-    cells: dict[str, Cell] = {}  # by the run's id: a budget and a duration may ask for the same run
+    cells: dict[tuple[str, str], Cell] = {}  # a budget and a duration, and two variants, may ask for the same run
     dropped: list[Dropped] = []
     for variant in config.variants:
         shared = common(config, texts, variant)
         for found, left_out in (_isoflop(shared), _durations(shared)):
             for cell in found:
-                cells.setdefault(cell.id, cell)
+                cells.setdefault(cell.key, cell)
             dropped += left_out
     if not cells:
         raise InputError(f"no cell is left of {len(dropped)}; the first to be dropped: {dropped[0]}", where="config")
@@ -80,7 +81,7 @@ def possible(
         else:
             why = fault(shared, shape, tokens_of(shared, shape, budget), budget)
             if shape in (*taken, *shapes):
-                why = f"same shape as another size: {shape.d_model} wide, {shape.n_layers} layers"
+                why = f"{SAME_SHAPE}: {shape.d_model} wide, {shape.n_layers} layers"
             if not why:
                 shapes.append(shape)
         if why:

@@ -31,9 +31,8 @@ def collect(workdir: pathlib.Path, sweep: Sweep) -> tuple[pd.DataFrame, pd.DataF
     curves.csv has the grid's runs only: it is what Approach 1 reads, which must not see the run that tests the law.
     """
     results = pd.DataFrame([_row(workdir, cell) for cell in sweep.cells])
-    curves = pd.DataFrame(
-        [point for cell in sweep.cells if cell.role == "grid" for point in curve(workdir, cell)], columns=CURVE_COLUMNS
-    )
+    runs = {cell.id: cell for cell in sweep.grid}.values()
+    curves = pd.DataFrame([point for cell in runs for point in curve(workdir, cell)], columns=CURVE_COLUMNS)
     for name, table in (("results.csv", results), ("curves.csv", curves)):
         text = io.StringIO()
         table.to_csv(text, index=False, lineterminator="\n")

@@ -5,17 +5,17 @@ import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from scaling.command import default_stores
 from scaling.data.batches import Stores
 from scaling.data.sources import open_source
+from scaling.data.storage import as_root, is_remote
 from scaling.data.token_store import Split, TokenStore, open_store, prepare_store
-from scaling.data.tokenizers import resolve_tokenizer
+from scaling.data.tokenizers import get_tokenizer, resolve_tokenizer
 from scaling.errors import InputError
 from scaling.files import Path, read_json
 from scaling.runs import Component, DataSpec, EvalSet
 from scaling.sweeps.config import DataConfig, OneConfig, SweepConfig
 from scaling.sweeps.variants import varied_config
-
-PLANNED = "0" * 16  # content id of a store that was only planned with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,19 +47,57 @@ class Text:
 Texts = Mapping[DataConfig, Text]
 
 
+STORE = "store:"
+
+
 def prepare_text(data: DataConfig, stores_dir: Path) -> Text:
-    """The stores of a config's data, built if they are not there yet. Raises as `prepare_store`."""
+    """The stores of a config's data: those named `store:PATH` as they are, others built if they are not there yet.
+
+    A text that is only evaluated on is held out whole; of one that is trained on, its held-out documents are.
+    Raises as `prepare_store`, and InputError for a store of another tokenizer than the config's.
+    """
+    main = open_store(data.source.removeprefix(STORE)) if data.source.startswith(STORE) else None
     # One tokenizer for all: that which is trained here is trained on the main text.
-    tokenizer = resolve_tokenizer(data.tokenizer, open_source(data.source), pathlib.Path(stores_dir) / "tokenizers")
+    tokenizer = (
+        data.tokenizer if main else resolve_tokenizer(data.tokenizer, open_source(data.source), _own(stores_dir))
+    )
+    trained = {_base(source) for source in (data.source, *(source for _, source in data.components()))}
 
     def prepared(source: str) -> TokenStore:
-        return prepare_store(source, tokenizer, data.validation_fraction, stores_dir)
+        if source.startswith(STORE):
+            store = open_store(source.removeprefix(STORE))
+            expected = main.tokenizer if main else get_tokenizer(tokenizer).name
+            if store.tokenizer != expected:
+                raise InputError(f"its tokenizer is {store.tokenizer}, not {expected}", str(store.path))
+            return store
+        fraction = data.validation_fraction if _base(source) in trained else 1.0
+        return prepare_store(source, tokenizer, fraction, stores_dir)
 
+    if main is not None and not _says(data.tokenizer, main.tokenizer):
+        do = f"config.data.tokenizer is {data.tokenizer!r}"
+        raise InputError(f"the tokenizer does not match its store, of {main.tokenizer}", str(main.path), do)
     return Text(
-        prepared(data.source),
+        main or prepared(data.source),
         tuple((weight, prepared(source)) for weight, source in data.components() if weight),
         tuple((name, prepared(source)) for name, source in data.eval_sources()),
     )
+
+
+def _own(stores_dir: Path) -> pathlib.Path:
+    """Where tokenizers that are trained here are kept: on a local disk, also where the stores are not."""
+    local = default_stores() if is_remote(as_root(stores_dir)) else stores_dir
+    return pathlib.Path(local) / "tokenizers"
+
+
+def _says(spec: str, name: str) -> bool:
+    """Whether a config's tokenizer is the one of a name; of one that a source trained, only the size can be told."""
+    if spec.startswith("bpe:"):
+        return name.startswith(f"bpe-{spec.removeprefix('bpe:')}-")
+    return get_tokenizer(spec).name == name
+
+
+def _base(source: str) -> str:
+    return source.partition("|")[0].strip()
 
 
 def text_of(spec: DataSpec, stores: Stores) -> Text:
@@ -100,14 +138,16 @@ def data_configs(config: SweepConfig | OneConfig) -> list[DataConfig]:
     return list(dict.fromkeys(varied_config(config, variant).data for variant in config.variants))
 
 
-def planned_text(tokens: float, vocab_size: int) -> Text:
+def planned_text(data: DataConfig, number: int, tokens: float, vocab_size: int) -> Text:
     """A stand-in to plan with, of a size that is only supposed: it holds no text and no run can be trained on it.
 
-    Raises InputError for a size that no text has.
+    number: tells the texts of a sweep apart. Raises InputError for a size that no text has, and for a mixture.
     """
+    if data.mixture or data.validation:
+        raise InputError("one size is supposed, and the config has several texts", do="plan with the texts themselves")
     if not (math.isfinite(tokens) and tokens >= 2 and vocab_size >= 1):
         raise InputError(f"a text of {tokens:g} tokens and a vocabulary of {vocab_size}", do="give sizes over 0")
     split = Split(int(tokens), documents=1, bytes=int(tokens))
     splits = {"train": split, "validation": split}
-    store = TokenStore(pathlib.Path("supposed"), PLANNED, "supposed", "supposed", vocab_size, 0, {}, splits)
-    return Text(store)
+    name = f"{data.source} (supposed)"
+    return Text(TokenStore(pathlib.Path(name), f"{number:016x}", name, "supposed", vocab_size, 0, {}, splits))

@@ -13,7 +13,7 @@ import dataclasses
 from typing import Any
 
 from scaling.errors import InputError, nearest
-from scaling.recipes import Settings, with_batch
+from scaling.recipes import Settings, get_recipe, with_batch
 from scaling.runs import ModelShape, OptimizerSpec, ScheduleSpec
 from scaling.sweeps.config import DataConfig, ModelConfig, OneConfig, SweepConfig
 from scaling.sweeps.vary import Variant
@@ -30,14 +30,23 @@ _OF_CONFIG = {
 }
 _OF_SHAPE = _fields(ModelShape, "model.", "d_model", "n_layers", "vocab_size", "n_positions") - _OF_CONFIG
 _OF_SETTINGS = {*_fields(OptimizerSpec, "optimizer."), *_fields(ScheduleSpec, "schedule."), "z_loss"}
+WHOLE = {"seed": 0, "batch_size": 1, "model.n_layers": 1}  # and the least that each can be
 FIELDS = {*_OF_CONFIG, *_OF_SHAPE, *_OF_SETTINGS, "model.n_layers", "batch_size", "lr_factor", "seed"}
 
 
 def check_variants(config: SweepConfig) -> None:
-    """Raises InputError for a field that no variant can set, naming the nearest that it can."""
-    for field, _ in (pair for variant in config.variants for pair in variant):
+    """Raises InputError for a field that no variant can set, naming the nearest that it can, and for values that none
+    can have; and for a recipe that there is not."""
+    for field, value in (pair for variant in config.variants for pair in variant):
         if field not in FIELDS:
             raise InputError(f"unknown field {field!r}", "config.vary", nearest(field, FIELDS))
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if field in WHOLE and not (whole and value >= WHOLE[field]):
+            raise InputError(f"{field}={value!r} is not a whole number of at least {WHOLE[field]}", "config.vary")
+        if (field == "lr_factor" and not (whole or isinstance(value, float))) or (field == "lr_factor" and value <= 0):
+            raise InputError(f"lr_factor={value!r} is not a positive number", "config.vary")
+    for variant in config.variants:
+        get_recipe(varied_config(config, variant).recipe)
 
 
 def varied_config(config: SweepConfig | OneConfig, variant: Variant) -> Any:

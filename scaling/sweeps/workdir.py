@@ -12,10 +12,14 @@ from scaling.data.batches import Stores
 from scaling.data.token_store import open_store
 from scaling.errors import InputError
 from scaling.files import read_json, write_json
+from scaling.recipes import recipe_rule
+from scaling.rules import LearningRateRule
 from scaling.runs import run_from_dict, run_to_dict
+from scaling.specs import from_dict, to_dict
 from scaling.sweeps.cells import Cell, Dropped, all_stores
 from scaling.sweeps.config import SweepConfig, sweep_config
 from scaling.sweeps.texts import Texts
+from scaling.sweeps.variants import varied_config
 
 SCHEMA = 2
 # What may change when a sweep is started again in its directory: these add cells, or change none.
@@ -34,12 +38,13 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scip
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What sweep.json holds. stores: paths by content id."""
+    """What sweep.json holds. stores: paths by content id. rules: the learning-rate rules of recipes, as they were."""
 
     config: SweepConfig
     stores: dict[str, str]
     cells: tuple[Cell, ...]
     dropped: tuple[Dropped, ...]
+    rules: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def grid(self) -> tuple[Cell, ...]:
@@ -63,9 +68,9 @@ def write_sweep(
         known, stores = held.cells, {**held.stores, **stores}
     elif workdir.exists() and any(workdir.iterdir()):
         raise InputError("is not empty, and holds no sweep", where=str(workdir), do="give another --workdir")
-    ids = {cell.id for cell in known}
-    added = tuple(cell for cell in cells if cell.id not in ids)
-    sweep = Sweep(config, stores, (*known, *added), tuple(dropped))
+    keys = {cell.key for cell in known}
+    added = tuple(cell for cell in cells if cell.key not in keys)
+    sweep = Sweep(config, stores, (*known, *added), tuple(dropped), rules_of(config))
     save_sweep(workdir, sweep)
     return sweep
 
@@ -76,6 +81,7 @@ def save_sweep(workdir: pathlib.Path, sweep: Sweep) -> None:
         "schema": SCHEMA,
         "config": dataclasses.asdict(sweep.config),
         "stores": sweep.stores,
+        "rules": sweep.rules,
         "budgets": sorted({cell.budget for cell in sweep.grid if cell.budget is not None}),
         "cells": [
             {
@@ -108,7 +114,20 @@ def read_sweep(workdir: pathlib.Path) -> Sweep:
         stores=values["stores"],
         cells=tuple(Cell(**{**cell, "run": runs[cell["run"]]}) for cell in values["cells"]),
         dropped=tuple(Dropped(**cell) for cell in values["dropped"]),
+        rules=values["rules"],
     )
+
+
+def rules_of(config: SweepConfig) -> dict[str, dict[str, Any]]:
+    """The rules that the recipes of a config and its variants follow, by recipe. Raises InputError as `read_rule`."""
+    recipes = dict.fromkeys(varied_config(config, variant).recipe for variant in config.variants)
+    found = {recipe: recipe_rule(recipe) for recipe in recipes}
+    return {recipe: to_dict(rule) for recipe, rule in found.items() if rule is not None}
+
+
+def rule_of(sweep: Sweep, recipe: str) -> LearningRateRule | None:
+    """The rule of a recipe as the sweep's runs followed it, None for a recipe without one."""
+    return from_dict(LearningRateRule, sweep.rules[recipe], recipe) if recipe in sweep.rules else None
 
 
 def run_directory(workdir: pathlib.Path, run: str) -> pathlib.Path:
@@ -133,6 +152,8 @@ def _check_same(held: Sweep, config: SweepConfig, stores: dict[str, str], workdi
         if before == after or key.startswith(FREE) or grows or begins:
             continue
         differences.append(f"{key} {json.dumps(before)} -> {json.dumps(after)}")
+    rules = rules_of(config)
+    differences += [f"content of {recipe}" for recipe in held.rules if rules.get(recipe) != held.rules[recipe]]
     if not differences and not held.stores.keys() <= stores.keys():
         differences = [f"content of the text {', '.join(held.stores)} -> {', '.join(stores)}"]
     if differences:

@@ -18,7 +18,7 @@ from scaling.data.batches import Stores, batch, eval_windows
 from scaling.errors import InputError, RunFailedError, StoppedError
 from scaling.files import Path, make_directory, read_json, write_json
 from scaling.models.counts import flops_per_token
-from scaling.models.parameter_files import start_params
+from scaling.models.parameter_files import start_params, unstack_layers
 from scaling.parallel.mesh import batch_sharding, make_mesh
 from scaling.runs import Placement, Run, run_from_dict, run_id, run_to_dict
 from scaling.specs import to_dict
@@ -106,9 +106,10 @@ def _first_params(run: Run, placement: Placement, start: Path | None) -> Any:
         raise InputError(
             f"the run starts from parameters {run.start}, and {said}", do="--start=DIRECTORY of params.json"
         )
-    if start is not None and not placement.scan_layers:
-        raise InputError("parameters to start from are stacked over layers", do="placement.scan_layers=True")
-    return None if start is None else start_params(start, run.model, run.start)
+    if start is None:
+        return None
+    params = start_params(start, run.model, run.start)
+    return params if placement.scan_layers else unstack_layers(params)
 
 
 def _placed(params: Any, abstract_params: Any) -> Any:

@@ -115,6 +115,22 @@ def test_a_mixture_has_one_form(named):
     assert mixed(named, middle=3.0).mixture == (Component(named["middle"].content_id, 1.0),)
 
 
+def test_the_form_of_a_mixture_survives_its_own_text():
+    """Else a sweep that is started again would not know its own runs. Weights that are no binary fractions, in any
+    order."""
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        count = int(rng.integers(2, 7))
+        weights = rng.integers(1, 20, count) / 20
+        weights = weights / rng.choice([1.0, weights.sum()])
+        stores = [f"{number:016x}" for number in rng.permutation(count)]
+        parts = [Component(store, float(weight)) for store, weight in zip(stores, weights, strict=True)]
+        spec = DataSpec("m", L, 4, mixture=tuple(parts))
+        assert DataSpec("m", L, 4, mixture=spec.mixture) == spec
+        assert DataSpec("m", L, 4, mixture=tuple(reversed(parts))) == spec
+        assert sum(part.weight for part in spec.mixture) == pytest.approx(1)
+
+
 def test_what_is_no_mixture_is_refused(named):
     large = named["large"].content_id
     for parts, message in (

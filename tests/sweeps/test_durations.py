@@ -166,7 +166,8 @@ def sizes_at(cells, budget):
 
 def test_the_second_pass_lies_around_the_optimum_and_repeats_nothing(first_pass):
     sweep, texts = first_pass
-    added = second_pass(sweep, texts, [Found(6e11, 7e4, "bracketed")])
+    added, dropped = second_pass(sweep, texts, [Found(6e11, 7e4, "bracketed")])
+    assert not dropped
     ratio = ladder_ratio(sweep.config)
     assert added
     assert {cell.budget for cell in added} == {6e11}
@@ -181,15 +182,28 @@ def test_the_second_pass_lies_around_the_optimum_and_repeats_nothing(first_pass)
 def test_where_there_was_no_optimum_the_second_pass_reaches_beyond_the_edge(first_pass):
     sweep, texts = first_pass
     largest = max(sizes_at(sweep.cells, 2e11))
-    added = sizes_at(second_pass(sweep, texts, [Found(2e11, largest, "open")]), 2e11)
+    added = sizes_at(second_pass(sweep, texts, [Found(2e11, largest, "open")])[0], 2e11)
     assert max(added) > 1.3 * largest
 
 
-def test_a_second_pass_over_all_shapes_adds_nothing(first_pass):
+def test_a_second_pass_asked_for_again_is_the_same(first_pass):
+    """It looks at the shapes of the first pass alone, so that a sweep that was stopped in it goes on."""
     sweep, texts = first_pass
-    once = second_pass(sweep, texts, [Found(6e11, 7e4, "bracketed")])
+    once, _ = second_pass(sweep, texts, [Found(6e11, 7e4, "bracketed")])
     grown = dataclasses.replace(sweep, cells=(*sweep.cells, *once))
-    assert second_pass(grown, texts, [Found(6e11, 7e4, "bracketed")]) == []
+    assert second_pass(grown, texts, [Found(6e11, 7e4, "bracketed")])[0] == once
+
+
+def test_a_cell_of_the_second_pass_that_repeats_too_much_is_dropped(first_pass, make_texts):
+    sweep, _ = first_pass
+    few = dataclasses.replace(
+        sweep, config=dataclasses.replace(sweep.config, data=dataclasses.replace(sweep.config.data, max_epochs=0.25))
+    )
+    texts = make_texts(4e6)
+    cells, dropped = second_pass(few, texts, [Found(6e11, 7e4, "bracketed")])
+    assert cells
+    assert dropped
+    assert all("epochs, above config.data.max_epochs=0.25" in cell.reason for cell in dropped)
 
 
 def test_epochs_of_the_worst_cell_are_named(grid_of, make_texts):

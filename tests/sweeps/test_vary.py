@@ -167,8 +167,37 @@ def test_all_variants_of_all_seeds(cells_under):
     assert len({cell.variant for cell in cells}) == 4
 
 
-def test_a_variant_that_changes_nothing_is_no_second_run(cells_under):
-    assert len(cells_under((), (("lr_factor", 1.0),))) == 6
+def test_a_run_that_two_variants_share_is_a_cell_of_each(cells_under):
+    """Each variant has its whole curve, though the run is trained once."""
+    cells = cells_under((), (("lr_factor", 1.0),), (("lr_factor", 2.0),))
+    assert len(cells) == 18
+    assert len({cell.id for cell in cells}) == 12
+    assert len({cell.key for cell in cells}) == 18
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("seed", "a", "seed='a' is not a whole number of at least 0"),
+        ("batch_size", 0, "batch_size=0 is not a whole number of at least 1"),
+        ("model.n_layers", 2.5, "model.n_layers=2.5 is not a whole number"),
+        ("lr_factor", "x", "lr_factor='x' is not a positive number"),
+        ("lr_factor", -1.0, "lr_factor=-1.0 is not a positive number"),
+        ("recipe", "smal", "unknown recipe 'smal'"),
+    ],
+)
+def test_a_value_that_no_variant_can_have_is_refused(cells_under, field, value, message):
+    with pytest.raises(InputError, match=message.replace(".", r"\.")):
+        cells_under(((field, value),))
+
+
+def test_one_impossible_cell_is_dropped_and_the_others_stand(make_config, make_texts):
+    points, warmup = ((2e4, 1e5), (2e4, 1e6)), (("schedule.warmup_steps", 500),)
+    cells, dropped = make_grid(
+        make_config("study", grid=None, prediction=0.0, points=points, vary=(warmup,)), make_texts()
+    )
+    assert len(cells) == 1
+    assert "warm-up and decay take 500 steps of a run of 195" in str(dropped[0])
 
 
 @pytest.mark.parametrize(
