@@ -123,7 +123,14 @@ def test_text_of_one_document_has_no_validation_split(tmp_path, write):
         build_store(source, "bytes", 0.5, tmp_path / "store")
 
 
-@pytest.mark.parametrize("fraction", [0, 1, -0.1, float("nan")])
+def test_a_text_may_be_held_out_whole(tmp_path, source, documents):
+    store = build_store(source, "bytes", 1.0, tmp_path / "s")
+    assert store.splits["validation"].documents == len(documents)
+    assert (store.splits["train"].documents, store.splits["train"].tokens) == (0, 0)
+    assert open_store(tmp_path / "s", verify=True) == store
+
+
+@pytest.mark.parametrize("fraction", [0, 1.1, -0.1, float("nan")])
 def test_a_validation_fraction_outside_its_range_is_refused(tmp_path, source, fraction):
     with pytest.raises(InputError, match="validation_fraction"):
         build_store(source, "bytes", fraction, tmp_path / "store")
