@@ -14,6 +14,7 @@ from ml_collections import config_flags
 
 from scaling import command
 from scaling.data.batches import Stores
+from scaling.data.token_store import open_store
 from scaling.errors import InputError
 from scaling.files import read_json
 from scaling.progress import progress_bar
@@ -37,6 +38,9 @@ def main(argv: list[str]) -> None:
     check_trackers(TRACKERS.value)
     run, placement, stores, start = _what()
     workdir = pathlib.Path(WORKDIR.value)
+    if not (workdir / "run.json").exists():
+        for store in stores.values():
+            open_store(store.path, verify=True)
     from scaling.training.loop import train  # here: jax takes a second, which --help need not wait for
 
     stop = threading.Event()
