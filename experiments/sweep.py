@@ -12,14 +12,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from scaling import command
-from scaling.data.token_store import open_store
 from scaling.errors import InputError
 from scaling.study import run_study
 from scaling.sweeps.cells import all_stores
 from scaling.sweeps.config import sweep_config
 from scaling.sweeps.execution import Way
 from scaling.sweeps.launch import default_workers
-from scaling.sweeps.texts import prepare_texts
+from scaling.sweeps.texts import prepare_texts, verify_stores
 from scaling.sweeps.variants import check_variants
 from scaling.training.trackers import check_trackers
 
@@ -45,8 +44,7 @@ def main(argv: list[str]) -> int:
     check_variants(config)  # before the text is tokenised, which may take hours
     texts = prepare_texts(config, STORES.value)
     if not (workdir / "sweep.json").exists():
-        for store in all_stores(texts).values():  # once a sweep: a damaged text would spoil all of it
-            open_store(store.path, verify=True)
+        verify_stores(all_stores(texts))
     way = Way(WORKERS.value or default_workers(), tuple(TRACKERS.value), PROFILE_STEPS.value)
     study = run_study(config, texts, workdir, way, REFINE.value)
     print(*study.said, sep="\n")

@@ -14,14 +14,13 @@ from ml_collections import config_flags
 
 from scaling import command
 from scaling.data.batches import Stores
-from scaling.data.token_store import open_store
 from scaling.errors import InputError
 from scaling.files import read_json
 from scaling.progress import progress_bar
 from scaling.runs import Placement, Run, run_from_dict, run_id
 from scaling.sweeps.cells import continued_run, one_run
 from scaling.sweeps.config import one_config
-from scaling.sweeps.texts import find_stores, prepare_text
+from scaling.sweeps.texts import find_stores, prepare_text, verify_stores
 from scaling.training.trackers import check_trackers
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file of one run; its fields are --config.FIELD=.")
@@ -39,8 +38,7 @@ def main(argv: list[str]) -> None:
     run, placement, stores, start = _what()
     workdir = pathlib.Path(WORKDIR.value)
     if not (workdir / "run.json").exists():
-        for store in stores.values():
-            open_store(store.path, verify=True)
+        verify_stores(stores)
     from scaling.training.loop import train  # here: jax takes a second, which --help need not wait for
 
     stop = threading.Event()

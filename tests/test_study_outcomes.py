@@ -36,11 +36,9 @@ BASE = {
 GRID = {"budgets": (2e11, 5e11, 1.25e12), "sizes": 6, "prior_flops": 5e11, "prior_size": 6e4}
 
 
-def texts():
+def texts(source="some:text"):
     split = Split(10**9, documents=1, bytes=10**9)
-    store = TokenStore(
-        pathlib.Path("/s"), "cafe", "some:text", "bytes", 256, 0, {}, {"train": split, "validation": split}
-    )
+    store = TokenStore(pathlib.Path("/s"), "cafe", source, "bytes", 256, 0, {}, {"train": split, "validation": split})
     return collections.defaultdict(lambda: Text(store), {None: Text(store)})
 
 
@@ -78,8 +76,10 @@ def run(monkeypatch, tmp_path):
     monkeypatch.setattr(study.report, "write_report", numbers_only)
     monkeypatch.setattr(study, "analyze", functools.partial(analyze, resamples=100))
 
-    def start(refine=False, **changes):
-        done = run_study(sweep_config({**BASE, **changes}), texts(), tmp_path / "s", Way(), refine, lambda line: None)
+    def start(refine=False, source="some:text", **changes):
+        done = run_study(
+            sweep_config({**BASE, **changes}), texts(source), tmp_path / "s", Way(), refine, lambda line: None
+        )
         return done, tmp_path / "s"
 
     return start
@@ -200,6 +200,13 @@ def test_a_second_pass_adds_sizes_around_the_optima_and_no_run_is_done_twice(run
     notes = read_json(workdir / "report" / "report.json")["notes"]
     assert any(note.startswith(f"{len(added)} of the runs were added by a second pass") for note in notes)
     assert len(done.results) == len(sweep.cells)
+
+
+@pytest.mark.parametrize(("filters", "told"), [("", True), (" | min_bytes:2", False)])
+def test_the_best_loss_of_a_synthetic_text_is_told_where_it_is_known(run, filters, told):
+    _, workdir = run(grid=GRID, source=f"synthetic:tokens=1e6,vocab=16{filters}")
+    notes = read_json(workdir / "report" / "report.json")["notes"]
+    assert any("no model's expected loss is below" in note for note in notes) == told
 
 
 def test_a_second_pass_needs_budgets(run):

@@ -1,6 +1,7 @@
 """One cell: from a config, a size and a budget or a number of tokens to a run, or the reason why there is none."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from scaling.errors import InputError
 from scaling.models.counts import flops_per_token, parameters
 from scaling.models.families import FAMILIES
 from scaling.models.ladder import shape_for
-from scaling.recipes import Settings, get_recipe
+from scaling.recipes import Recipe, Settings, get_recipe
 from scaling.runs import ModelShape, Run, run_id
 from scaling.sweeps.config import ModelConfig, OneConfig, SweepConfig
 from scaling.sweeps.texts import Text, Texts
@@ -77,6 +78,20 @@ class Common:
     def length(self) -> int:
         return self.config.data.sequence_length
 
+    @functools.cached_property
+    def recipe(self) -> Recipe:
+        """Looked up once: that of a rule is a file."""
+        return get_recipe(self.config.recipe)
+
+    @functools.cached_property
+    def preset_shapes(self) -> list[ModelShape]:
+        """The family's published models with the text's vocabulary."""
+        model, options = self.config.model, _options(self.config.model)
+        return [
+            dataclasses.replace(shape, vocab_size=self.text.main.vocab_size, **options)
+            for shape in FAMILIES[model.family].presets.values()
+        ]
+
 
 def common(config: SweepConfig, texts: Texts, variant: Variant) -> Common:
     """The common part of a variant's cells."""
@@ -86,7 +101,7 @@ def common(config: SweepConfig, texts: Texts, variant: Variant) -> Common:
 
 def presets(shared: Common) -> list[float]:
     """The sizes of the family's published models with the text's vocabulary, rising."""
-    return sorted(parameters(shape).N for shape in _preset_shapes(shared.config.model, shared.text.main.vocab_size))
+    return sorted(parameters(shape).N for shape in shared.preset_shapes)
 
 
 def shape_of(shared: Common, size: float) -> ModelShape:
@@ -95,7 +110,7 @@ def shape_of(shared: Common, size: float) -> ModelShape:
     if model.sizes == "presets":
         if "model.n_layers" in dict(shared.variant):
             raise InputError("model.n_layers varies depth at a fixed size", do="it needs config.model.sizes=formula")
-        near = min(_preset_shapes(model, V), key=lambda shape: abs(math.log(parameters(shape).N / size)))
+        near = min(shared.preset_shapes, key=lambda shape: abs(math.log(parameters(shape).N / size)))
         return varied_shape(near, shared.variant)
     options = _options(model)
     learned = {"n_positions": shared.length} if options.get("positions") == "learned" else {}
@@ -200,7 +215,7 @@ def _run(shared: Common, shape: ModelShape, tokens: float, budget: float, seed: 
 
 
 def _settings(shared: Common, shape: ModelShape, tokens: float, budget: float) -> Settings:
-    settings = get_recipe(shared.config.recipe)(shape, tokens, budget, shared.length)
+    settings = shared.recipe(shape, tokens, budget, shared.length)
     return varied_settings(settings, shared.variant, shared.length)
 
 
@@ -212,11 +227,3 @@ def _options(model: ModelConfig) -> dict[str, Any]:
         if field.name not in ("family", "sizes") and getattr(model, field.name) != field.default
     }
     return given if model.family == "plain" else {**FAMILIES[model.family].options, **given}
-
-
-def _preset_shapes(model: ModelConfig, vocab_size: int) -> list[ModelShape]:
-    options = _options(model)
-    return [
-        dataclasses.replace(shape, vocab_size=vocab_size, **options)
-        for shape in FAMILIES[model.family].presets.values()
-    ]

@@ -30,6 +30,7 @@ def second_pass(sweep: Sweep, texts: Texts, found: list[Found]) -> tuple[list[Ce
     """
     config = sweep.config
     half, shared = ladder_ratio(config) ** 0.5, common(config, texts, ())
+    stores, most = all_stores(texts), config.data.max_epochs
     cells: list[Cell] = []
     dropped: list[Dropped] = []
     for at in found:
@@ -38,9 +39,8 @@ def second_pass(sweep: Sweep, texts: Texts, found: list[Found]) -> tuple[list[Ce
         shapes, left_out = possible(shared, at.budget, [at.N * half**k for k in steps], tuple(taken))
         dropped += [cell for cell in left_out if not cell.reason.startswith(SAME_SHAPE)]
         asked = isoflop_cells(shared, at.budget, sorted(shapes, key=lambda shape: parameters(shape).N))
-        most = config.data.max_epochs
         for cell in asked:
-            needed = epochs(all_stores(texts), cell.run.data, cell.run.tokens)
+            needed = epochs(stores, cell.run.data, cell.run.tokens)
             if needed > most:
                 why = f"{needed:.2f} epochs, above config.data.max_epochs={most:g}"
                 dropped.append(Dropped(at.budget, parameters(cell.run.model).N, why))

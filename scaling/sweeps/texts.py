@@ -126,6 +126,15 @@ def find_stores(content_ids: Sequence[str], stores_dir: Path) -> Stores:
     return found
 
 
+def verify_stores(stores: Stores) -> None:
+    """Checks every checksum, once when a sweep or a run begins: a damaged text would spoil all of it.
+
+    Raises InputError as `open_store` does.
+    """
+    for store in stores.values():
+        open_store(store.path, verify=True)
+
+
 def prepare_texts(config: SweepConfig, stores_dir: Path) -> Texts:
     """The stores of every data set of a sweep: of its config, and of its variants where they change it."""
     return {data: prepare_text(data, stores_dir) for data in data_configs(config)}
