@@ -1,7 +1,8 @@
 """The table of runs, as columns of float64 with everything that was left out and why.
 
-Required columns: N (parameters), D (training tokens), loss. C (FLOPs) defaults to 6ND with a warning. Understood where
-present: run, trunk, budget, seed, status, reason, role, outlier, and the settings of `replicates`. Rows that are not
+Required columns: N (parameters), D (training tokens), loss; a law that needs no D does without it. C (FLOPs) defaults
+to 6ND with a warning. Understood where present: run, trunk, budget, seed, status, reason, role, outlier, the columns of
+`EXTRA`, other counts of N and C (columns named N_... and C_...), and the settings of `replicates`. Rows that are not
 done, that were held out to test a prediction, or that the user excluded are dropped with their reason; nothing else is
 ever left out silently.
 """
@@ -23,8 +24,11 @@ from scaling.errors import InputError, nearest
 from scaling.files import Path
 
 GAP = 0.05  # rows whose sorted C differ by more than this belong to different budgets
+SPAN = 1.25  # a group whose C spans more than this factor is no budget: small gaps have chained unrelated runs
 MIN_SIZES = 4  # fewer sizes are not a budget: a parabola through three points has no residual
-REQUIRED = ("N", "D", "loss")
+NEEDS = ("N", "D")
+EXTRA = ("unique_tokens", "N_active", "n_experts", "width", "depth", "loss_lo95", "loss_hi95")
+LABELS = ("run", "trunk", "seed")
 HELD_OUT = "prediction"
 DONE = ("", "done", "finished")  # "finished" is what Weights & Biases calls it
 LossUnit = Literal["nats", "bits", "bpb"]
@@ -38,6 +42,8 @@ class Table:
 
     row_R: position of each row in the input. cluster_R: rows with one number share their data or trajectory and are
     resampled together. budget_R: number of the row's isoFLOP budget, -1 for none. seeds: which rows repeat each other.
+    extra: columns of EXTRA that there are, alternatives those named N_... and C_..., NaN where a value is missing;
+    labels: the text of LABELS, "" where missing. Where D is not needed and missing, D_R is NaN.
     excluded: {"expression", "reason", "rows"} of each exclusion; excluded_runs: runs all of whose rows are excluded.
     alternative: the same runs with the opposite decision about rows marked as outliers, None where no row is marked.
     """
@@ -57,6 +63,9 @@ class Table:
     conventions: dict[str, str]
     unit: str
     seeds: Seeds | None
+    extra: dict[str, np.ndarray]
+    alternatives: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
     excluded: tuple[dict[str, Any], ...]
     excluded_runs: frozenset[str]
     outliers: Literal["none marked", "kept", "dropped"]
@@ -75,17 +84,19 @@ def read_table(
     loss_unit: LossUnit = "nats",
     drop_outliers: bool = False,
     exclude: Sequence[str] = (),
+    needs: Sequence[str] = NEEDS,
 ) -> Table:
     """Reads one or more CSV files of runs as one table. Raises InputError for what cannot be read or understood.
 
     columns: {our name: theirs}, say {"N": "params", "loss": "val/loss"}. loss_unit: of the column loss; bits are
     converted to nats, bits per byte ("bpb") are kept. exclude: rows to leave out, "EXPRESSION because REASON" each.
+    needs: Law.needs of the law to be fitted; a table for the routing law may have no D.
     """
     paths = [paths] if isinstance(paths, str | pathlib.Path) else list(paths)
     frame = read_frame(paths, columns)
     digest = hashlib.sha256(b"".join(pathlib.Path(path).read_bytes() for path in paths)).hexdigest()
     where = ", ".join(str(path) for path in paths)
-    return _table(frame, digest, where, columns or {}, loss_unit, drop_outliers, exclude)
+    return _table(frame, digest, where, columns or {}, loss_unit, drop_outliers, exclude, needs)
 
 
 def table_from_frame(
@@ -95,12 +106,13 @@ def table_from_frame(
     loss_unit: LossUnit = "nats",
     drop_outliers: bool = False,
     exclude: Sequence[str] = (),
+    needs: Sequence[str] = NEEDS,
     where: str = "table",
 ) -> Table:
     """The same from a pandas DataFrame."""
     digest = hashlib.sha256(frame.to_csv(index=False).encode()).hexdigest()
     mapped = map_columns(frame.reset_index(drop=True), columns or {}, where)
-    return _table(mapped, digest, where, columns or {}, loss_unit, drop_outliers, exclude)
+    return _table(mapped, digest, where, columns or {}, loss_unit, drop_outliers, exclude, needs)
 
 
 def read_frame(paths: Sequence[Path], columns: Mapping[str, str] | None = None) -> pd.DataFrame:
@@ -123,13 +135,16 @@ def _table(
     loss_unit: LossUnit,
     drop_outliers: bool,
     exclude: Sequence[str],
+    needs: Sequence[str],
 ) -> Table:
     if loss_unit not in UNIT:
         raise InputError(f"loss_unit={loss_unit!r}", where, nearest(loss_unit, UNIT))
-    missing = [name for name in REQUIRED if name not in frame.columns]
+    required = [name for name in ("N", "D", "C") if name in needs] + ["loss"]
+    missing = [name for name in required if name not in frame.columns and (name != "C" or not {"N", "D"} <= {*frame})]
     if missing:
         names = ", ".join(map(str, frame.columns))
-        raise InputError(f"no column {', '.join(missing)}", where, f"a table of runs needs N, D, loss; it has {names}")
+        do = f"a table of runs needs {', '.join(required)}; it has {names}"
+        raise InputError(f"no column {', '.join(missing)}", where, do)
     if frame.empty:
         raise InputError("the table has no rows", where)
 
@@ -143,15 +158,19 @@ def _table(
     runs = set(text(frame, "run"))
     frame = frame.drop(index=[drop["row"] for drop in left_out])
     excluded_runs = frozenset(runs - set(text(frame, "run")) - {""})
-    values = {name: positive(frame, name, where) for name in REQUIRED}
+    values = {name: _values(frame, name, where, name in required) for name in ("N", "D", "loss")}
     if "C" in frame.columns:
-        values["C"] = positive(frame, "C", where)
+        values["C"] = _values(frame, "C", where, bool({"C", "D"} & {*required}))
     else:
         values["C"] = 6.0 * values["N"] * values["D"]
         warnings.append(warning("six_nd_assumed", "The table has no column C: compute was taken as C = 6ND FLOPs."))
     values["loss"] = values["loss"] * SCALE[loss_unit]
     outlier_R = flag(frame, "outlier", where)
     conventions = _conventions(frame, sources, loss_unit)
+    extra = {name: numbers(frame, name) for name in EXTRA if name in frame.columns}
+    counts = [str(name) for name in frame.columns if str(name).startswith(("N_", "C_")) and name not in EXTRA]
+    alternatives = {name: found for name in counts if np.isfinite(found := numbers(frame, name)).any()}
+    labels = {name: text(frame, name).to_numpy(str) for name in LABELS}
 
     def build(drop_outliers: bool, alternative: Table | None) -> Table:
         keep = ~outlier_R if drop_outliers else np.ones(len(frame), bool)
@@ -176,6 +195,9 @@ def _table(
             conventions=conventions,
             unit=UNIT[loss_unit],
             seeds=seeds(frame[keep]),
+            extra={name: column[keep] for name, column in extra.items()},
+            alternatives={name: column[keep] for name, column in alternatives.items()},
+            labels={name: column[keep] for name, column in labels.items()},
             excluded=tuple(excluded),
             excluded_runs=excluded_runs,
             outliers=outliers,
@@ -189,6 +211,13 @@ def _table(
             raise
         alternative = None  # every row is marked: there is no other way to see this table
     return build(drop_outliers, alternative)
+
+
+def _values(frame: pd.DataFrame, name: str, where: str, required: bool) -> np.ndarray:
+    """A column that must be positive; NaN throughout where it is not required and not there, or empty."""
+    if not required and (name not in frame.columns or not np.isfinite(numbers(frame, name)).any()):
+        return np.full(len(frame), np.nan)
+    return positive(frame, name, where)
 
 
 def _conventions(frame: pd.DataFrame, sources: Mapping[str, str], loss_unit: LossUnit) -> dict[str, str]:
@@ -219,7 +248,8 @@ def _exclude(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows that the user leaves out, with the reason; what each expression says and does; and warnings."""
     known = {str(name): frame[name] for name in frame.columns if name != "row"}
-    known.setdefault("C", pd.Series(6.0 * numbers(frame, "N") * numbers(frame, "D"), index=frame.index))
+    if {"N", "D"} <= known.keys():
+        known.setdefault("C", pd.Series(6.0 * numbers(frame, "N") * numbers(frame, "D"), index=frame.index))
     reasons: dict[int, str] = {}
     said, warnings = [], []
     for exclusion in map(parse_exclusion, exclude):
@@ -248,8 +278,9 @@ def _budgets(frame: pd.DataFrame, C_R: np.ndarray, N_R: np.ndarray) -> np.ndarra
         groups = [np.flatnonzero(named == name) for name in named.unique() if name]
     else:
         order = np.argsort(C_R, kind="stable")
-        gaps = np.flatnonzero(np.diff(np.log(C_R[order])) > np.log1p(GAP)) + 1
-        groups = [rows for rows in np.split(order, gaps) if len(np.unique(N_R[rows])) >= MIN_SIZES]
+        gaps = np.flatnonzero(~(np.diff(np.log(C_R[order])) <= np.log1p(GAP))) + 1  # an unknown C is alone
+        near = [rows for rows in np.split(order, gaps) if C_R[rows].max() <= SPAN * C_R[rows].min()]
+        groups = [rows for rows in near if len(np.unique(N_R[rows])) >= MIN_SIZES]
     groups.sort(key=lambda rows: np.log(C_R[rows]).mean())
     budget_R = np.full(len(C_R), -1)
     for number, rows in enumerate(groups):
