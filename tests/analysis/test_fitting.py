@@ -1,5 +1,6 @@
 """Approach 3: the fit is the exact global minimum, and says so."""
 
+import itertools
 import pathlib
 
 import numpy as np
@@ -7,9 +8,9 @@ import pandas as pd
 import pytest
 from scipy.optimize import approx_fprime, least_squares
 
-from scaling.analysis.fitting import fit, refit
-from scaling.analysis.laws import CHINCHILLA, Inputs
-from scaling.analysis.newton import Problem, local
+from scaling.analysis.fitting import HUBER_LOG, Objective, _certificate, fit, refit
+from scaling.analysis.laws import CHINCHILLA, LAWS, Inputs, hold
+from scaling.analysis.newton import Minimum, Problem, local
 from scaling.errors import InputError
 
 FACTS = pathlib.Path(__file__).parents[2] / "../shared/facts/acceptance.csv"
@@ -79,19 +80,55 @@ def test_order_of_rows_does_not_matter(epoch240):
         assert other[name] == pytest.approx(one[name], rel=1e-9)
 
 
-def test_all_published_optima_are_reached(published):
-    if not FACTS.exists():
+def accepted() -> list:
+    """Rows of the table of published optima: data set, configuration, rows, and the optima of two objectives."""
+    return list(pd.read_csv(FACTS).itertuples()) if FACTS.exists() else [None]
+
+
+@pytest.mark.parametrize("row", accepted(), ids=lambda row: row and f"{row.name}-{row.config}")
+def test_acceptance(published, row):
+    """Every optimum of the table is reached, within the digits that an optimiser of its time left open."""
+    if row is None:
         pytest.skip(f"no table of published optima at {FACTS}")
-    missed = {}
-    for row in pd.read_csv(FACTS).itertuples():
-        frame = published(row.name)
-        if isinstance(row.config, str):
-            frame = frame[frame["config" if "config" in frame else "train_dataset"] == row.config]
-        assert len(frame) == row.n
-        ratio = fit(CHINCHILLA, *columns(frame)).value / row.h_obj
-        if not ratio <= 1 + 1e-7:
-            missed[row.name, row.config] = ratio
-    assert not missed
+    frame = published(row.name)
+    if isinstance(row.config, str):
+        frame = frame[frame["config" if "config" in frame else "train_dataset"] == row.config]
+    assert len(frame) == row.n
+    huber = fit(CHINCHILLA, *columns(frame))
+    squares = fit(CHINCHILLA, *columns(frame), Objective("squares_raw"))
+    assert huber.value <= row.h_obj * (1 + 1e-7)
+    assert squares.value <= row.m_obj * (1 + 1e-7)
+    assert max(huber.certificate["gradient_norm"], squares.certificate["gradient_norm"]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "best"), [("gemstones_hot_100bplus", 0.002642729088), ("gemstones_lr_ablation_hot", 0.001008880979)]
+)
+def test_width_and_depth_law_of_gemstones(published, name, best):
+    frame = published(name)
+    inputs, loss_R = columns(frame)
+    shaped = inputs._replace(width_R=frame["width"].to_numpy(float), depth_R=frame["depth"].to_numpy(float))
+    fitted = fit(LAWS["width_depth"], shaped, loss_R)
+    assert fitted.value <= best * (1 + 5e-10)  # the best known is printed to ten digits
+    assert fitted.certificate["gradient_norm"] < 1e-6
+
+
+def test_data_constrained_law_of_datablations(published):
+    """The published R_D* = 15.39, R_N* = 5.31 are no minimum; nor is it one to fit these two to the law of others."""
+    frame = published("datablations_fit182")
+    inputs, loss_R = columns(frame)
+    inputs = inputs._replace(U_R=np.minimum(frame["unique_tokens"], frame["D"]).to_numpy(float))
+    law = LAWS["data_constrained"]
+    E, A, B = np.exp([0.6254804, 6.255414, 7.3049974])
+    given = fit(hold(law, {"E": E, "A": A, "B": B, "alpha": 0.3526596, "beta": 0.3526596}), inputs, loss_R)
+    problem = Problem(given.law, inputs, loss_R, given.centre, HUBER_LOG.delta)
+    there = local(problem, np.ones((1, len(loss_R))), np.log([[15.387756, 5.309743]]))
+    assert there.value_B[0] == pytest.approx(0.015825935, abs=5e-9)  # its last digit
+    assert given.value <= 0.015804662 * (1 + 5e-8)
+    assert given.parameters["R_D"] == pytest.approx(95.365, abs=5e-3)
+    joint = fit(law, inputs, loss_R)
+    assert joint.value <= 0.00656592526
+    assert joint.certificate["at_bound"] == ["R_N"]
 
 
 def test_another_optimiser_agrees(sweep):
@@ -115,14 +152,14 @@ def test_derivatives_are_those_of_the_objective(sweep):
     theta = np.array([0.2, -0.7, -0.5, 0.45, 0.3])
     weight = np.random.default_rng(0).uniform(0, 2, (1, len(loss_R)))
 
-    def at(x, delta):
-        return local(Problem(CHINCHILLA, inputs, loss_R, centre, delta), weight, x[None])
+    def at(x, delta, raw):
+        return local(Problem(CHINCHILLA, inputs, loss_R, centre, delta, raw), weight, x[None])
 
-    for delta in (1e-3, 10.0):  # almost all residuals outside, all inside
-        here = at(theta, delta)
-        slope = approx_fprime(theta, lambda x, d=delta: at(x, d).value_B[0], 1e-7)
+    for delta, raw in itertools.product((1e-3, 10.0, np.inf), (False, True)):  # almost all outside, all inside, squares
+        here = at(theta, delta, raw)
+        slope = approx_fprime(theta, lambda x, *how: at(x, *how).value_B[0], 1e-7, delta, raw)
         np.testing.assert_allclose(here.gradient_BxP[0], slope, rtol=1e-5, atol=1e-6 * np.abs(slope).max())
-        bend = approx_fprime(theta, lambda x, d=delta: at(x, d).gradient_BxP[0], 1e-7)
+        bend = approx_fprime(theta, lambda x, *how: at(x, *how).gradient_BxP[0], 1e-7, delta, raw)
         np.testing.assert_allclose(here.newton_BxPxP[0], bend, rtol=1e-4, atol=1e-5 * np.abs(bend).max())
 
 
@@ -135,6 +172,36 @@ def test_a_resample_is_never_above_a_fit_from_its_own_data(sweep):
         rows = np.repeat(np.arange(28), weight_R.astype(int))
         alone = fit(CHINCHILLA, Inputs(inputs.N_R[rows], inputs.D_R[rows]), loss_R[rows])
         assert value <= alone.value * (1 + 1e-6)
+
+
+def two_budgets(truth, seed: int) -> tuple[Inputs, np.ndarray]:
+    """Eight runs, the fewest that two budgets of four sizes have: resamples of them lie in flat valleys."""
+    C = np.repeat([5e11, 2.5e12], 4)
+    N = truth.N_opt(C) * np.tile(np.geomspace(1 / 3, 3, 4), 2)
+    noise = np.random.default_rng(seed).standard_normal(8)
+    return Inputs(N, C / (6 * N)), truth.loss(N, C / (6 * N)) * np.exp(0.01 * noise)
+
+
+def test_resamples_of_eight_runs_come_to_an_end(truth):
+    inputs, loss_R = two_budgets(truth, 0)
+    weight_BxR = np.random.default_rng(1).multinomial(8, np.full(8, 1 / 8), size=400).astype(float)
+    weight_BxR = weight_BxR[(weight_BxR > 0).sum(1) >= 5]
+    draws = refit(fit(CHINCHILLA, inputs, loss_R), inputs, loss_R, weight_BxR, seed=0)
+    # Through five runs many laws pass exactly, and their valleys are flat: 99.8 % of the ends are stationary.
+    assert draws.converged_B.mean() >= 0.99
+    assert (draws.value_B[(weight_BxR > 0).sum(1) == 5] < 1e-10).mean() > 0.5
+
+
+def test_only_stationary_ends_count_as_minima():
+    end = Minimum(
+        theta_BxP=np.zeros((5, 5)),
+        value_B=np.array([1.0, 1.0 + 1e-9, 2.0, 3.0, 4.0]),
+        gradient_B=np.array([1e-13, 1e-12, 1e-12, 0.1, 0.5]),
+        steps_B=np.full(5, 7),
+        condition_B=np.ones(5),
+    )
+    found = _certificate(CHINCHILLA, end, 0, np.array([2.0, 3.0]))
+    assert (found["basins"], found["unfinished"], found["share_reaching_best"]) == (2, 2, 0.4)
 
 
 def test_a_parameter_that_wants_beyond_its_bound_is_named(sweep, truth):
