@@ -95,11 +95,13 @@ FLAGS = {
     "tools.plan": ("config", "stores", "suppose_tokens", "out"),
     "tools.status": ("workdir", "[no]watch", "[no]all", "profile"),
     "tools.analyze": ("runs", "curves", "out", "target_flops", "loss_unit"),
+    "tools.compare": ("a", "b", "out", "loss_unit"),
     "tools.tokenize": ("source", "tokenizer", "processes", "out"),
     "tools.tune": ("runs", "base", "out"),
     "tools.prepare_tfds": ("source", "name", "convert", "out"),
     "tools.export": ("run", "format", "store", "out"),
     "tools.import_hf": ("checkpoint", "out"),
+    "tools.published": ("[no]download", "data"),
 }
 
 
@@ -138,6 +140,7 @@ def test_an_argument_without_a_flag_is_refused(refused, module):
         "experiments.train": ["--workdir=w"],
         "tools.status": ["--workdir=w"],
         "tools.analyze": ["--runs=r", "--out=o"],
+        "tools.compare": ["--a=a", "--b=b", "--out=o"],
         "tools.tokenize": ["--out=o"],
         "tools.tune": ["--runs=r", "--out=o"],
         "tools.prepare_tfds": ["--out=o"],
@@ -154,6 +157,7 @@ def test_an_argument_without_a_flag_is_refused(refused, module):
         ("experiments.train", "workdir"),
         ("tools.status", "workdir"),
         ("tools.analyze", "runs"),
+        ("tools.compare", "a"),
         ("tools.tokenize", "out"),
         ("tools.tune", "runs"),
         ("tools.prepare_tfds", "out"),

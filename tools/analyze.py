@@ -5,6 +5,11 @@ the compute-optimal run at each target, the noise floor of seed replicates, figu
 needs columns N (parameters), D (tokens) and loss; C (FLOPs) defaults to 6ND. Where it is the results.csv of a sweep,
 the runs to do next are complete configurations of that sweep, for experiments.train --run.
 
+The law of Approach 3 is that of Hoffmann et al. 2022 unless --law names another; a law with repeated tokens needs the
+column unique_tokens, one of shapes width and depth, one of routed experts n_experts. Limits of data and serving enter
+the recommendation:
+    --law=coupled --objective=absolute_log --unique_tokens=25e9 --inference_tokens=1e12
+
 Tables with other names, another of their losses, rows to leave out:
     --columns=N=params,D=tokens,run=name --loss=val/loss --exclude="C < 1e18 because too short to leave the warm-up"
 
@@ -15,7 +20,7 @@ a run), or folders of event files. What they do not say of their runs is taken f
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 from absl import flags
@@ -25,7 +30,10 @@ from scaling.analysis.analyze import RESAMPLES, Analysis, analyze
 from scaling.analysis.columns import parse_columns
 from scaling.analysis.curves import SPLIT, Curves, read_curves
 from scaling.analysis.decisions import next_runs
+from scaling.analysis.fitting import Kind, Objective
+from scaling.analysis.laws import LAWS, law_named
 from scaling.analysis.report import summary, write_report
+from scaling.analysis.resampling import UNITS
 from scaling.analysis.table import UNIT, Table, read_frame, read_table
 from scaling.errors import InputError
 
@@ -43,6 +51,13 @@ flags.DEFINE_enum("curve_loss_unit", None, list(UNIT), "unit of the curves' loss
 flags.DEFINE_float("tokens_per_step", None, "of curves in steps; none: D over steps of the table", lower_bound=1)
 flags.DEFINE_string("out", None, "folder for report.html, report.json, next_run.json and the figures", required=True)
 flags.DEFINE_list("target_flops", [], "budgets to recommend a run for; none: twice the largest C of the table")
+flags.DEFINE_string("law", "chinchilla", f"of Approach 3: {', '.join(LAWS)}")
+flags.DEFINE_enum("objective", "huber_log", list(get_args(Kind)), "of its residuals, of log loss or of loss (raw)")
+flags.DEFINE_float("delta", 1e-3, "Huber's zone, in the unit of the residuals", lower_bound=1e-12)
+flags.DEFINE_enum("unit", "auto", list(UNITS), "what the bootstrap resamples; auto: trunks, else runs, else rows")
+flags.DEFINE_float("unique_tokens", None, "also the optimum with this many different tokens", lower_bound=1)
+flags.DEFINE_float("inference_tokens", None, "also the optimum for serving this many tokens", lower_bound=1)
+flags.DEFINE_bool("thorough", True, "compare laws, find what the answer depends on, and the cells to train next")
 flags.DEFINE_integer("resamples", RESAMPLES, "bootstrap resamples", lower_bound=100)
 flags.DEFINE_integer("seed", 0, "of the bootstrap", lower_bound=0)
 
@@ -51,6 +66,7 @@ def main(argv: Sequence[str]) -> None:
     """Reads, analyses, writes, and prints what matters."""
     del argv
     targets = [_flops(text) for text in FLAGS.target_flops]
+    law = law_named(FLAGS.law)
     columns = _run_columns()
     table = read_table(
         FLAGS.runs,
@@ -58,9 +74,22 @@ def main(argv: Sequence[str]) -> None:
         loss_unit=FLAGS.loss_unit,
         drop_outliers=FLAGS.drop_outliers,
         exclude=FLAGS.exclude,
+        needs=law.needs,
     )
     curves = _curves(table, columns) if FLAGS.curves else None
-    analysis = analyze(table, curves, targets, FLAGS.resamples, FLAGS.seed)
+    analysis = analyze(
+        table,
+        curves,
+        targets,
+        FLAGS.resamples,
+        FLAGS.seed,
+        law=law,
+        objective=Objective(FLAGS.objective, FLAGS.delta),
+        unit=FLAGS.unit,
+        unique_tokens=FLAGS.unique_tokens,
+        inference_tokens=FLAGS.inference_tokens,
+        thorough=FLAGS.thorough,
+    )
     write_report(analysis, FLAGS.out, **_of_sweep(analysis, pathlib.Path(FLAGS.runs[0]).parent))
     print(summary(analysis))
     print(f"report: {FLAGS.out}/report.html")

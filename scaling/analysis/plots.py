@@ -9,7 +9,9 @@ from matplotlib.lines import Line2D
 
 from scaling.analysis import frontier
 from scaling.analysis.analyze import Analysis
-from scaling.analysis.curves import Curves
+from scaling.analysis.check_plots import held_out_figure, profile_figure, sensitivity_figure
+from scaling.analysis.curve_plots import curves_figure, envelope_figure
+from scaling.analysis.intervals import widening
 from scaling.analysis.isoflop import Budget
 from scaling.analysis.style import (
     APPROACH,
@@ -18,19 +20,22 @@ from scaling.analysis.style import (
     GREY,
     INK,
     MARKERS,
+    ORANGE,
+    VERMILION,
+    WIDTH,
     figure,
     log_axis,
     pad,
     pad_log,
     power_of_ten,
     ramp,
+    ramp_map,
     si,
     style,
 )
 from scaling.analysis.uncertainty import LEVEL
 
 SIZE = "Parameters $N$"
-TOKENS = "Training tokens $D$"
 COMPUTE = "Training compute $C$ (FLOPs)"
 BAND_DRAWS = (
     400  # of the law's bootstrap draws, for the bands: the edges of a 90 % band are then good to a line's width
@@ -41,9 +46,12 @@ def figures(analysis: Analysis) -> dict[str, Figure]:
     """All figures that the analysis has data for, by name."""
     makers: dict[str, tuple[bool, Callable[[Analysis], Figure]]] = {
         "isoflop": (not isinstance(analysis.isoflop, str), isoflop_figure),
-        "optima": (True, optima_figure),
-        "surface": (True, surface_figure),
+        "optima": (bool(analysis.optima), optima_figure),
+        "surface": (bool(analysis.optima), surface_figure),
         "residuals": (True, residual_figure),
+        "profiles": (bool(analysis.profiles), _profiles),
+        "held_out": (not isinstance(analysis.selection, str | None), _held_out),
+        "sensitivity": (bool(analysis.sensitivity), _sensitivity),
         "envelope": (not isinstance(analysis.envelope, str), envelope_figure),
         "curves": (analysis.curves is not None, curves_figure),
     }
@@ -51,9 +59,21 @@ def figures(analysis: Analysis) -> dict[str, Figure]:
         return {name: make(analysis) for name, (possible, make) in makers.items() if possible}
 
 
+def _profiles(analysis: Analysis) -> Figure:
+    return profile_figure(analysis.profiles, analysis.verdicts)
+
+
+def _held_out(analysis: Analysis) -> Figure:
+    return held_out_figure(analysis.selection.rows())
+
+
+def _sensitivity(analysis: Analysis) -> Figure:
+    return sensitivity_figure(analysis.sensitivity, analysis.local_slope)
+
+
 def isoflop_figure(analysis: Analysis) -> Figure:
-    """Loss against N, a valley a budget, with the local parabola and its minimum; edges are marked as not optimal."""
-    fig, (axes,) = figure(6.4, 4.2)
+    """Loss against N, a valley a budget, with the fitted curve and its minimum; edges are marked as not optimal."""
+    fig, (axes,) = figure(WIDTH, 3.7)
     budgets = analysis.isoflop.budgets
     handles = []
     for k, (budget, colour) in enumerate(zip(budgets, ramp(len(budgets)), strict=True)):
@@ -73,20 +93,19 @@ def isoflop_figure(analysis: Analysis) -> Figure:
     axes.add_artist(legend)
     marks = [Line2D([], [], ls="", marker="*", ms=10, color=INK, mec="white", mew=0.6, label="fitted minimum")]
     if any(budget.status != "ok" for budget in budgets):
-        marks.append(Line2D([], [], ls="", marker="x", ms=7, mew=1.4, color="#B00020", label="lowest, not an optimum"))
+        marks.append(Line2D([], [], ls="", marker="x", ms=7, mew=1.4, color=VERMILION, label="lowest, not an optimum"))
     axes.legend(handles=marks, loc="lower left", bbox_to_anchor=(1.0, 0.0))
     return fig
 
 
 def _valley(axes: Axes, budget: Budget, colour: str) -> None:
     if budget.status == "ok":
-        near = np.log(budget.cells.N_S[budget.weight_S >= 0.25 * budget.weight_S.max()] / budget.N_0)
-        u = np.linspace(near.min(), near.max(), 100)
-        axes.plot(budget.N_0 * np.exp(u), np.vander(u, 3, increasing=True) @ budget.parabola, color=colour, lw=1.6)
+        N_M = np.geomspace(budget.cells.N_S[0], budget.cells.N_S[-1], 200)
+        axes.plot(N_M, budget.loss(N_M), color=colour, lw=1.6)
         axes.plot(budget.N_opt, budget.loss_opt, "*", ms=11, color=colour, mec=INK, mew=0.6, zorder=5)
         return
     lowest = budget.cells.loss_S.argmin()
-    axes.plot(budget.cells.N_S[lowest], budget.cells.loss_S[lowest], "x", ms=8, mew=1.6, color="#B00020", zorder=6)
+    axes.plot(budget.cells.N_S[lowest], budget.cells.loss_S[lowest], "x", ms=8, mew=1.6, color=VERMILION, zorder=6)
 
 
 def _line_of_optima(axes: Axes, analysis: Analysis) -> None:
@@ -102,16 +121,20 @@ def _losses(axes: Axes, loss: np.ndarray) -> None:
 
 
 def optima_figure(analysis: Analysis) -> Figure:
-    """N*(C) and D*(C) of the approaches with their bands, side by side; measured minima as points."""
-    fig, panels = figure(7.4, 3.7, columns=2)
+    """N*(C) and D*(C) of the approaches with their bands, one above the other; measured minima as points."""
+    fig, panels = figure(WIDTH, 5.6, rows=2, sharex=True)
     table = analysis.table
     ends = [table.C_R.min(), table.C_R.max(), *analysis.target_flops]
     C_G = np.geomspace(*pad_log(ends, 0.02), 41)
     fit = analysis.fit
     law = frontier.optima(fit.law, fit.theta_P[None], fit.centre, analysis.cost, C_G)
     drawn = frontier.optima(fit.law, analysis.theta_BxP[:BAND_DRAWS], fit.centre, analysis.cost, C_G)
-    for axes, label, quantity in zip(panels, (SIZE, TOKENS), ("N", "D"), strict=True):
-        _band(axes, C_G, getattr(law, f"{quantity}_BxG")[0], getattr(drawn, f"{quantity}_BxG"), "approach3", "-")
+    labels = ("Optimal parameters $N^*$", "Optimal training tokens $D^*$")
+    for axes, label, quantity in zip(panels, labels, ("N", "D"), strict=True):
+        centre_G, draws_BxG = getattr(law, f"{quantity}_BxG")[0], getattr(drawn, f"{quantity}_BxG")
+        if len(draws_BxG):  # widened as the intervals of the report are
+            draws_BxG = centre_G * (draws_BxG / centre_G) ** widening(analysis.bootstrap.clusters)
+        _band(axes, C_G, centre_G, draws_BxG, "approach3", "-")
         for name, result, draws, line in (
             ("approach2", analysis.isoflop, analysis.isoflop_draws, "--"),
             ("approach1", analysis.envelope, analysis.envelope_draws, "-."),
@@ -128,12 +151,11 @@ def optima_figure(analysis: Analysis) -> Figure:
         lines = [line.get_ydata() for line in axes.lines if len(line.get_xdata()) > 0]
         axes.set_ylim(*pad_log([y for line in lines for y in line if np.isfinite(y) and y > 0], 0.12))
         axes.axvspan(table.C_R.max(), C_G[-1], color=FAINT, alpha=0.35, lw=0, zorder=0)
-        log_axis(axes, "x", COMPUTE, tens=True, labels=5)
-        log_axis(
-            axes, "y", f"Compute-optimal {label[0].lower()}{label[1:].replace('$N$', '$N^*$').replace('$D$', '$D^*$')}"
-        )
-    handles, labels = panels[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside upper center", ncols=len(handles), columnspacing=1.6)
+        log_axis(axes, "x", "", tens=True)
+        log_axis(axes, "y", label)
+    panels[-1].set_xlabel(COMPUTE)
+    handles, names = panels[0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside upper center", ncols=2 if len(handles) > 2 else 3, columnspacing=1.6)
     return fig
 
 
@@ -147,29 +169,30 @@ def _band(axes: Axes, C_G: np.ndarray, centre_G: np.ndarray, draws_BxG: np.ndarr
 
 def surface_figure(analysis: Analysis) -> Figure:
     """Contours of the fitted loss over compute and size, with the efficient frontier and the runs."""
-    fig, (axes,) = figure(6.4, 4.4)
+    fig, (axes,) = figure(WIDTH, 4.0)
     table, fit, cost = analysis.table, analysis.fit, analysis.cost
     C_G = np.geomspace(*pad_log([table.C_R.min(), table.C_R.max(), *analysis.target_flops], 0.04), 81)
     best = frontier.optima(fit.law, fit.theta_P[None], fit.centre, cost, C_G)
     known = np.isfinite(best.N_BxG[0])
     N_M = np.geomspace(*pad_log(np.concatenate([table.N_R, best.N_BxG[0][known]]), 0.04), 121)
     D_MxG = C_G / cost.flops(np.log(N_M))[:, None]
-    loss_MxG = fit.loss(N_M[:, None], D_MxG)
+    N_MxG = np.broadcast_to(N_M[:, None], D_MxG.shape)
+    loss_MxG = fit.predict(frontier.inputs_at(fit.law, N_MxG.ravel(), D_MxG.ravel())).reshape(D_MxG.shape)
     low, high = best.loss_BxG[0][known].min(), np.quantile(table.loss_R, 0.98)
     # Even steps of reducible loss in log: contours as dense where the surface is flat as where it is steep.
-    E = fit.parameters["E"]
+    E = fit.parameters.get("E", 0.0)  # a law without a floor goes to zero
     floor = max(low - E, 1e-9)
     digits = 2 if high - low > 0.5 else 3
     levels = np.unique(np.round(E + np.geomspace(floor, max(high - E, 1.5 * floor), 14), digits))
     axes.set(xscale="log", yscale="log", xlim=(C_G[0], C_G[-1]), ylim=(N_M[0], N_M[-1]))
-    contours = axes.contour(C_G, N_M, loss_MxG, levels=levels, cmap="viridis", linewidths=0.9)
+    contours = axes.contour(C_G, N_M, loss_MxG, levels=levels, cmap=ramp_map(), linewidths=0.9)
     axes.clabel(contours, levels[1::2], fmt=f"%.{digits}f", fontsize=7, inline_spacing=3)
     axes.plot(C_G, best.N_BxG[0], color=APPROACH["approach3"], lw=2.0, label="efficient frontier of the law")
     axes.plot(table.C_R, table.N_R, "o", ms=3.6, color=INK, mec="white", mew=0.4, ls="", label="runs")
     aims = [optimum for optimum in analysis.optima if optimum["N"]["value"] is not None]
     if aims:
         at = [[optimum["C"] for optimum in aims], [optimum["N"]["value"] for optimum in aims]]
-        axes.plot(*at, "*", ms=12, color="#E69F00", mec=INK, mew=0.6, ls="", label="recommended next run", zorder=6)
+        axes.plot(*at, "*", ms=12, color=ORANGE, mec=INK, mew=0.6, ls="", label="recommended next run", zorder=6)
     log_axis(axes, "x", COMPUTE, tens=True)
     log_axis(axes, "y", SIZE)
     fig.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3)
@@ -178,11 +201,11 @@ def surface_figure(analysis: Analysis) -> Figure:
 
 def residual_figure(analysis: Analysis) -> Figure:
     """How far every run lies from the law, in per cent, against compute: structure here is misfit, not noise."""
-    fig, (axes,) = figure(6.4, 2.9)
+    fig, (axes,) = figure(WIDTH, 2.7)
     table = analysis.table
     percent = 100 * np.expm1(analysis.fit.residual_R)
     shade = np.log(table.N_R)
-    dots = axes.scatter(table.C_R, percent, c=shade, cmap="viridis", s=20, lw=0.3, edgecolors=INK, zorder=3)
+    dots = axes.scatter(table.C_R, percent, c=shade, cmap=ramp_map(), s=20, lw=0.3, edgecolors=INK, zorder=3)
     axes.axhline(0, color=GREY, lw=0.8)
     axes.set_xlim(*pad_log(table.C_R))
     log_axis(axes, "x", COMPUTE, tens=True)
@@ -192,45 +215,3 @@ def residual_figure(analysis: Analysis) -> Figure:
     bar.set_ticks(np.log(ticks), labels=[si(tick, 2) for tick in ticks])
     bar.outline.set_visible(False)
     return fig
-
-
-def envelope_figure(analysis: Analysis) -> Figure:
-    """The training curves against compute, and the envelope under them: where it is bracketed and where it is not."""
-    fig, (axes,) = figure(6.4, 4.0)
-    found = analysis.envelope
-    _curves(axes, analysis.curves, "C")
-    C_G = np.exp(found.race.log_C_G)
-    axes.plot(C_G, found.loss_G, color=INK, lw=1.3, ls=(0, (1, 1)), label="lowest loss so far", zorder=4)
-    used_G = np.where(found.inner_G, found.loss_G, np.nan)
-    axes.plot(C_G, used_G, ".-", ms=3, color=INK, lw=2.6, label="envelope that Approach 1 uses", zorder=5)
-    axes.legend(loc="upper right")
-    log_axis(axes, "x", COMPUTE, tens=True)
-    return fig
-
-
-def curves_figure(analysis: Analysis) -> Figure:
-    """Held-out loss against tokens trained on, a line a run."""
-    fig, (axes,) = figure(6.4, 4.0)
-    _curves(axes, analysis.curves, "D")
-    log_axis(axes, "x", TOKENS)
-    return fig
-
-
-def _curves(axes: Axes, curves: Curves, against: str) -> None:
-    sizes = np.unique(curves.N_P)
-    colours = dict(zip(sizes, ramp(len(sizes)), strict=True))
-    x_P = getattr(curves, f"{against}_P")
-    for run in range(len(curves.names)):
-        points = curves.of(run)
-        colour = colours[curves.N_P[points[-1]]]
-        axes.plot(x_P[points], curves.loss_P[points], color=colour, lw=1.0, alpha=0.85)
-        axes.plot(x_P[points[-1]], curves.loss_P[points[-1]], "o", color=colour, ms=3.5, mec="white", mew=0.4)
-    shown = sizes if len(sizes) <= 10 else sizes[np.linspace(0, len(sizes) - 1, 8).round().astype(int)]
-    handles = [Line2D([], [], color=colours[N], lw=1.5, label=si(N)) for N in shown[::-1]]
-    axes.figure.legend(handles=handles, title=SIZE, loc="outside right upper")
-    last = [curves.of(run)[-1] for run in range(len(curves.names))]
-    # What happened before any run was useful would take most of the height.
-    top = min(curves.loss_P.max(), 2 * curves.loss_P[last].max() - curves.loss_P.min())
-    axes.set_xlim(*pad_log(x_P[curves.loss_P <= top]))
-    axes.set_ylim(*pad([curves.loss_P.min(), top]))
-    axes.set_ylabel(f"Loss ({curves.unit})")

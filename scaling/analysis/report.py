@@ -9,9 +9,12 @@ import numpy as np
 
 from scaling.analysis import decisions, page, plots, style, verdicts, words
 from scaling.analysis.analyze import Analysis
+from scaling.analysis.answer import answer, spoken
+from scaling.analysis.checklist import checklist
+from scaling.analysis.checks import checks
 from scaling.analysis.envelope import CAUTION, touches
-from scaling.analysis.isoflop import METHOD
 from scaling.analysis.uncertainty import estimate
+from scaling.analysis.versions import versions
 from scaling.errors import InputError
 from scaling.files import Path, write_json, write_text
 
@@ -59,6 +62,7 @@ def report_dict(
     """The content of report.json: strict JSON values only, null where there is no number."""
     table = analysis.table
     report = {
+        "answer": answer(analysis)._asdict(),
         "data": {
             "rows": table.rows,
             "used": len(table.N_R),
@@ -73,7 +77,7 @@ def report_dict(
         "approach1": _approach1(analysis),
         "approach2": _approach2(analysis),
         "approach3": _approach3(analysis),
-        "laws": [_law(analysis)],
+        "laws": [_law(analysis), *_others(analysis)],
         "noise": _noise(analysis),
         "learning_rates": words.NOT_TOLD if rates is None else rates,
         "optima": list(analysis.optima),
@@ -85,10 +89,14 @@ def report_dict(
             "approach2_failed": None if analysis.isoflop_draws is None else analysis.isoflop_draws.failed,
             "approach3_unconverged": analysis.unconverged,
         },
+        **checks(analysis),
+        "settings": _settings(analysis),
+        "versions": versions(),
+        "checklist": checklist(analysis, rates),
     }
     if table.alternative is not None:
         key = "without_outliers" if table.outliers == "kept" else "with_outliers"
-        report[key] = {"N_exponent": verdicts.point_exponents(table.alternative)}
+        report[key] = {"N_exponent": verdicts.point_exponents(table.alternative, analysis.fit)}
     if prediction is not None:
         report["prediction"] = {**prediction, "inside": inside(prediction)}
     return report
@@ -98,6 +106,23 @@ def inside(prediction: dict[str, Any]) -> bool | None:
     """Whether the measured loss lies in the predicted interval; None where either is missing."""
     interval, measured = prediction["predicted"]["ci"], prediction["measured"]
     return None if interval is None or measured is None else bool(interval[0] <= measured <= interval[1])
+
+
+def _settings(analysis: Analysis) -> dict[str, Any]:
+    """What was asked for: with the table, all that it takes to compute the report again."""
+    table = analysis.table
+    return {
+        "law": analysis.fit.law.name,
+        "objective": words.objective(analysis.fit.objective.kind, analysis.fit.objective.delta),
+        "target_flops": list(analysis.target_flops),
+        "resamples": analysis.resamples,
+        "unit": analysis.bootstrap.unit,
+        "seed": analysis.seed,
+        "loss_unit": table.unit,
+        "outliers": table.outliers,
+        "exclude": [f"{entry['expression']} because {entry['reason']}" for entry in table.excluded],
+        "columns": dict(table.conventions),
+    }
 
 
 def _approach1(analysis: Analysis) -> dict[str, Any]:
@@ -122,14 +147,16 @@ def _approach2(analysis: Analysis) -> dict[str, Any]:
             "loss_opt": _number(budget.loss_opt),
             "status": budget.status,
             "n": budget.n,
+            "parabola_bias": _number(float(np.expm1(budget.bias))),
         }
         for budget in found.budgets
     ]
-    return {"N_exponent": N, "D_exponent": D, "method": METHOD, "budgets": budgets}
+    return {"N_exponent": N, "D_exponent": D, "method": found.method, "budgets": budgets}
 
 
 def _approach3(analysis: Analysis) -> dict[str, Any]:
-    N, D = verdicts.exponents(analysis)["approach3"]
+    none = (estimate(np.nan), estimate(np.nan))  # a law of other inputs than N and D
+    N, D = verdicts.exponents(analysis).get("approach3", none)
     law = _law(analysis)
     return {
         "law": law["law"],
@@ -144,13 +171,34 @@ def _approach3(analysis: Analysis) -> dict[str, Any]:
 
 def _law(analysis: Analysis) -> dict[str, Any]:
     fit = analysis.fit
-    drawn = verdicts.drawn_parameters(analysis)
     return {
         "law": fit.law.name,
         "objective": {"kind": fit.objective.kind, "delta": fit.objective.delta, "value": fit.value},
-        "parameters": {name: estimate(fit.parameters[name], drawn[name]) for name in fit.law.parameters},
+        "parameters": {name: _parameter(analysis, name) for name in fit.law.parameters},
         "held_out_rmse": analysis.held_out_rmse,
     }
+
+
+def _parameter(analysis: Analysis, name: str) -> dict[str, Any]:
+    law, centre = analysis.fit.law, analysis.fit.centre
+    # A term's factor is a power of its exponent: its interval is one of factors.
+    power = name not in law.coordinates and analysis.fit.parameters[name] > 0
+    return analysis.est(lambda theta_BxP: law.natural(theta_BxP, centre)[name], positive=power)
+
+
+def _others(analysis: Analysis) -> list[dict[str, Any]]:
+    """The candidates of the selection, without intervals."""
+    if analysis.selection is None or isinstance(analysis.selection, str):
+        return []
+    return [
+        {
+            "law": row["law"],
+            "objective": {"kind": row["objective"], "weighting": row["weighting"]},
+            "parameters": {name: estimate(value) for name, value in row["parameters"].items()},
+            "held_out_rmse": row["held_out_rmse"],
+        }
+        for row in analysis.selection.rows()
+    ]
 
 
 def _noise(analysis: Analysis) -> dict[str, Any]:
@@ -163,13 +211,14 @@ def _number(value: float) -> float | None:
 
 
 def summary(analysis: Analysis) -> str:
-    """A few lines for the terminal: exponents with intervals, warnings, the next run."""
+    """A few lines for the terminal: the answer, exponents with intervals, the optima, warnings."""
     lines = [f"{len(analysis.table.N_R)} of {analysis.table.rows} runs used"]
     found = verdicts.exponents(analysis)
-    reasons = {"approach1": analysis.envelope, "approach2": analysis.isoflop}
+    alone = f"the {analysis.fit.law.name} law is not one of N and D"
+    reasons = {"approach1": analysis.envelope, "approach2": analysis.isoflop, "approach3": alone}
     for name in ("approach1", "approach2", "approach3"):
         if name in found:
-            N, D = (_spoken(est) for est in found[name])
+            N, D = (spoken(est) for est in found[name])
             lines.append(f"{style.APPROACH_NAME[name]}: N* ~ C^{N}, D* ~ C^{D}")
         else:
             why = reasons[name] if isinstance(reasons[name], str) else "fewer than two budgets have an optimum"
@@ -178,11 +227,12 @@ def summary(analysis: Analysis) -> str:
         N, D, loss = (run[key] for key in ("N", "D", "loss"))
         lines.append(
             f"at {run['target_flops']:.3g} FLOPs: N {style.si(N['value'])}, D {style.si(D['value'])}, "
-            f"loss {_spoken(loss)} {analysis.table.unit}"
+            f"loss {spoken(loss)} {analysis.table.unit}"
         )
     lines.append(_noise_line(analysis))
     lines += [f"warning {warning['code']}: {warning['message']}" for warning in analysis.warnings]
-    return "\n".join(lines)
+    said = answer(analysis)
+    return "\n".join([*lines, said.train, said.trust, said.next])
 
 
 def _noise_line(analysis: Analysis) -> str:
@@ -191,10 +241,3 @@ def _noise_line(analysis: Analysis) -> str:
         return f"noise floor: not measured, {found}"
     low, high = found.sd_log_loss["ci"]
     return f"noise floor: {found.sd_log_loss['value']:.2%} [{low:.2%}, {high:.2%}] of the loss, {found.dof} d.o.f."
-
-
-def _spoken(est: dict[str, Any]) -> str:
-    if est["value"] is None:
-        return "unknown"
-    interval = f" [{est['ci'][0]:.3f}, {est['ci'][1]:.3f}]" if est["ci"] else " (no interval)"
-    return f"{est['value']:.3f}{interval}"

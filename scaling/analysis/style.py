@@ -1,6 +1,7 @@
 """How figures look: one type size, colours that colour-blind readers and grey printers tell apart, readable log
 axes."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,20 +11,23 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex
+from matplotlib.colors import ListedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from scaling.files import Path, atomic_path
 
+WIDTH = 5.5  # inches: the text of a paper in one column, and type that a phone still shows
 INK, GREY, FAINT = "#1a1a1a", "#6b6b6b", "#d9d9d9"
-# Okabe & Ito 2008: blue, vermilion, bluish green differ in hue and in lightness.
-APPROACH = {"approach1": "#009E73", "approach2": "#D55E00", "approach3": "#0072B2"}
+# Okabe & Ito 2008: eight colours that colour-blind readers tell apart; these differ in lightness as well.
+BLUE, VERMILION, GREEN, ORANGE, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7"
+APPROACH = {"approach1": GREEN, "approach2": VERMILION, "approach3": BLUE}
 APPROACH_NAME = {
     "approach1": "Approach 1: envelope of curves",
     "approach2": "Approach 2: isoFLOP minima",
     "approach3": "Approach 3: fitted law",
 }
+GREEK = ("alpha", "beta", "gamma", "delta", "eta", "omega", "zeta")
 MARKERS = ("o", "s", "^", "D", "v", "p", "<")
 RC = {
     "font.family": "DejaVu Sans",
@@ -63,11 +67,13 @@ def style() -> Iterator[None]:
         yield
 
 
-def figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of inches, with axes side by side."""
+def figure(
+    width: float, height: float, columns: int = 1, rows: int = 1, **shared: bool | str
+) -> tuple[Figure, list[Axes]]:
+    """A figure of inches, with axes side by side and then below. shared: sharex, sharey of Figure.subplots."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **shared).ravel())
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
@@ -82,6 +88,11 @@ def ramp(count: int) -> list[str]:
     return [to_hex(matplotlib.colormaps["viridis"](x)) for x in np.linspace(0.0, 0.82, max(count, 1))]
 
 
+def ramp_map() -> ListedColormap:
+    """The same colours as a map."""
+    return ListedColormap(ramp(256))
+
+
 def si(value: float, digits: int = 3) -> str:
     """12300000 -> 12.3M: the way sizes and token counts are said."""
     if not (value and math.isfinite(value)):
@@ -92,6 +103,18 @@ def si(value: float, digits: int = 3) -> str:
     return f"{float(f'{value:.{digits}g}'):g}"
 
 
+def times(factor: float) -> str:
+    """How many times: 2.5, 33.3, 1,670."""
+    return f"{factor:.3g}" if factor < 999.5 else f"{float(f'{factor:.3g}'):,.0f}"
+
+
+def symbol(name: str) -> str:
+    """alpha_N -> its Greek letter with a subscript, R_D -> R with one, as mathematical text."""
+    first, _, rest = name.partition("_")
+    letter = rf"\{first}" if first in GREEK else first
+    return f"${letter}_{{{symbol(rest)[1:-1]}}}$" if rest else f"${letter}$"
+
+
 def power_of_ten(value: float, digits: int = 3) -> str:
     """5e11 -> 5 x 10^11 as mathematical text."""
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
@@ -100,9 +123,10 @@ def power_of_ten(value: float, digits: int = 3) -> str:
     return f"${ten}$" if mantissa == "1" else rf"${mantissa}\times{ten}$"
 
 
-def log_axis(axes: Axes, which: str, label: str, *, tens: bool = False, labels: int = 7) -> None:
-    """Makes an axis logarithmic with at most `labels` round ticks and minor ones between; tens: said as powers of
-    ten."""
+def log_axis(axes: Axes, which: str, label: str, *, tens: bool = False, labels: int | None = None) -> None:
+    """Makes an axis logarithmic with at most `labels` round ticks and minor ones between (seven; five where they are
+    said as powers of ten, which takes more room: tens)."""
+    labels = labels or (5 if tens else 7)
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     axis: Axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
@@ -114,13 +138,25 @@ def log_axis(axes: Axes, which: str, label: str, *, tens: bool = False, labels: 
     (axes.set_xlabel if which == "x" else axes.set_ylabel)(label)
 
 
+STEPS = (
+    tuple(k / 10 for k in range(10, 100)),
+    tuple(k / 5 for k in range(5, 50)),
+    (1, 1.5, 2, 3, 4, 5, 6, 8),
+    (1, 2, 3, 5, 7),
+    (1, 2, 5),
+    (1, 3),
+    (1,),
+)
+
+
 def log_ticks(low: float, high: float, labels: int) -> list[float]:
-    """Round values between low and high, at most `labels` of them."""
+    """Round values between low and high, at most `labels` of them, and none so close that their labels would touch."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+    closest = 0.8 / labels * math.log(high / low)
+    for steps in STEPS:
         ticks = [step * 10.0**decade for decade in decades for step in steps]
         ticks = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
-        if len(ticks) <= labels:
+        if len(ticks) <= labels and all(math.log(b / a) >= closest for a, b in itertools.pairwise(ticks)):
             return ticks
     every = math.ceil(len(ticks) / labels)
     return [tick for tick in ticks if round(math.log10(tick)) % every == 0]

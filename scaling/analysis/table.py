@@ -24,7 +24,7 @@ from scaling.errors import InputError, nearest
 from scaling.files import Path
 
 GAP = 0.05  # rows whose sorted C differ by more than this belong to different budgets
-SPAN = 1.25  # a group whose C spans more than this factor is no budget: small gaps have chained unrelated runs
+SPAN = 1.1  # a group whose C spans more than this factor is no budget: small gaps have chained unrelated runs
 MIN_SIZES = 4  # fewer sizes are not a budget: a parabola through three points has no residual
 NEEDS = ("N", "D")
 EXTRA = ("unique_tokens", "N_active", "n_experts", "width", "depth", "loss_lo95", "loss_hi95")

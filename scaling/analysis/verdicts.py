@@ -4,18 +4,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scaling.analysis import identifiability
+from scaling.analysis.disagreement import Disagreement
 from scaling.analysis.fitting import Fit, fit
 from scaling.analysis.isoflop import isoflop
-from scaling.analysis.laws import CHINCHILLA, Inputs
+from scaling.analysis.laws import Law, inputs_of
+from scaling.analysis.pinning import PAIRS
 from scaling.analysis.table import Table, warning
 from scaling.analysis.uncertainty import LEVEL, estimate
 
 if TYPE_CHECKING:
     from scaling.analysis.analyze import Analysis
 
-WIDE = 1.0  # an interval as wide as its own estimate says little more than the sign
 FAILED = 0.05  # share of resamples
 SIGNIFICANT = 0.05  # of the test of lack of fit
+
+
+CAUSES = (
+    "Either the law does not describe these runs, or the optima are biased (schedules that are not annealed, tuning "
+    "that differs with size, outliers)."
+)
 
 
 def warnings(analysis: "Analysis") -> list[dict[str, Any]]:
@@ -24,8 +32,7 @@ def warnings(analysis: "Analysis") -> list[dict[str, Any]]:
         *_correlated(analysis),
         *_budgets(analysis),
         *_resamples(analysis),
-        *_bounds(analysis.fit),
-        *_weak(analysis),
+        *identifiability.warnings(analysis.verdicts),
         *_misfit(analysis),
         *_disagreement(analysis),
         *_extrapolation(analysis),
@@ -50,19 +57,26 @@ def exponents(analysis: "Analysis") -> dict[str, tuple[dict[str, Any], dict[str,
             estimate(power.exponent_B[0], drawn.exponent_B)
             for power, drawn in ((result.N_power, draws.N_power), (result.D_power, draws.D_power))
         )
-    a, a_B = _exponent(analysis.fit.parameters), _exponent(drawn_parameters(analysis))
-    found["approach3"] = (estimate(a, a_B), estimate(1 - a, 1 - a_B))
+    law, centre = analysis.fit.law, analysis.fit.centre
+    if law_exponent(law, analysis.fit.parameters) is not None:
+        found["approach3"] = (
+            analysis.est(lambda theta_BxP: law_exponent(law, law.natural(theta_BxP, centre))),
+            analysis.est(lambda theta_BxP: 1 - law_exponent(law, law.natural(theta_BxP, centre))),
+        )
     return found
 
 
-def drawn_parameters(analysis: "Analysis") -> dict[str, np.ndarray]:
-    """Natural parameters of the law in each bootstrap draw: name -> values_B."""
-    return analysis.fit.law.natural(analysis.theta_BxP, analysis.fit.centre)
+def law_exponent(law: Law, parameters: dict[str, Any]) -> Any:
+    """The exponent of N*(C) under C = 6ND, beta / (alpha + beta) (Hoffmann et al. 2022, eq. 4).
 
-
-def _exponent(parameters: dict[str, Any]) -> Any:
-    """beta / (alpha + beta), the exponent of N* under C = 6ND (Hoffmann et al. 2022, eq. 4)."""
-    return parameters["beta"] / (parameters["alpha"] + parameters["beta"])
+    One half for a law with one exponent of N and D; None for a law that gives no N* and D*. Of floats or arrays.
+    """
+    if not {"N", "D"} <= set(law.needs) <= {"N", "D", "U"}:
+        return None
+    for size, data in PAIRS:
+        if {size, data} <= parameters.keys():
+            return parameters[data] / (parameters[size] + parameters[data])
+    return 0.5 + 0.0 * next(iter(parameters.values()))
 
 
 def _correlated(analysis: "Analysis") -> list[dict[str, Any]]:
@@ -123,26 +137,6 @@ def _resamples(analysis: "Analysis") -> list[dict[str, Any]]:
     return found
 
 
-def _bounds(fitted: Fit) -> list[dict[str, Any]]:
-    return [
-        warning("parameter_at_bound", f"{name} of the {fitted.law.name} law ended at its bound.", parameter=name)
-        for name in fitted.certificate["at_bound"]
-    ]
-
-
-def _weak(analysis: "Analysis") -> list[dict[str, Any]]:
-    drawn = drawn_parameters(analysis)
-    loose = []
-    for name in ("E", "alpha", "beta"):  # A and B are the terms at N = 1 and D = 1: far outside any data, never tight
-        est = estimate(analysis.fit.parameters[name], drawn[name])
-        if est["ci"] and est["ci"][1] - est["ci"][0] > WIDE * est["value"]:
-            loose.append(f"{name} {est['value']:.3g} [{est['ci'][0]:.3g}, {est['ci'][1]:.3g}]")
-    if not loose:
-        return []
-    message = f"The runs hardly determine {', '.join(loose)} ({LEVEL:.0%} intervals as wide as the estimates or wider)."
-    return [warning("weakly_identified", message)]
-
-
 def _misfit(analysis: "Analysis") -> list[dict[str, Any]]:
     if isinstance(analysis.noise, str) or analysis.noise.misfit.get("p", 1.0) >= SIGNIFICANT:
         return []
@@ -155,24 +149,40 @@ def _misfit(analysis: "Analysis") -> list[dict[str, Any]]:
 
 
 def _disagreement(analysis: "Analysis") -> list[dict[str, Any]]:
+    """Approach 2 against the law by the paired test; Approach 1 against both by their intervals."""
     ests = {name: pair[0] for name, pair in exponents(analysis).items()}
     ests["approach3"] = analysis.local_slope  # under the table's own C, as the other two are
-    names = [name for name, est in ests.items() if est["value"] is not None and est["ci"]]
-    found = []
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            one, two = ests[first], ests[second]
-            half = [0.5 * (est["ci"][1] - est["ci"][0]) for est in (one, two)]
-            gap = abs(one["value"] - two["value"])
-            if gap > np.hypot(*half):
-                message = (
-                    f"Approach {first[-1]} gives N* ~ C^{one['value']:.3f}, Approach {second[-1]} "
-                    f"C^{two['value']:.3f}: further apart than their {LEVEL:.0%} intervals explain. Either the law "
-                    "does not describe these runs, or the optima are biased (windows, schedules that are not "
-                    "annealed, tuning that differs with size)."
-                )
-                found.append(warning("approaches_disagree", message, approaches=[first, second], gap=float(gap)))
+    known = {name: est for name, est in ests.items() if est["value"] is not None and est["ci"]}
+    found = _tested(analysis.disagreement) if analysis.disagreement else []
+    one = known.pop("approach1", None)
+    for name, two in known.items() if one else ():
+        half = [0.5 * (est["ci"][1] - est["ci"][0]) for est in (one, two)]
+        gap = abs(one["value"] - two["value"])
+        if gap > np.hypot(*half):
+            message = (
+                f"Approach 1 gives N* ~ C^{one['value']:.3f}, Approach {name[-1]} C^{two['value']:.3f}: further apart "
+                f"than their {LEVEL:.0%} intervals explain. {CAUSES}"
+            )
+            found.append(warning("approaches_disagree", message, approaches=["approach1", name], gap=float(gap)))
     return found
+
+
+def _tested(test: Disagreement) -> list[dict[str, Any]]:
+    if not test.p < SIGNIFICANT:  # NaN: the law puts its optima beyond the sizes
+        return [] if np.isfinite(test.p) else [_elsewhere()]
+    message = (
+        f"Approach 2 gives N* ~ C^{test.data:.3f} on the runs, and C^{test.law:.3f} on the losses that the law of "
+        f"Approach 3 has for the same runs: noise alone makes such a gap with probability {test.p:.2g}. {CAUSES}"
+    )
+    return [warning("approaches_disagree", message, approaches=["approach2", "approach3"], gap=abs(test.gap), p=test.p)]
+
+
+def _elsewhere() -> dict[str, Any]:
+    message = (
+        "The law of Approach 3 puts the optima of the budgets beyond the sizes that were run, where Approach 2 finds "
+        f"them among these. {CAUSES}"
+    )
+    return warning("approaches_disagree", message, approaches=["approach2", "approach3"], gap=None, p=None)
 
 
 def _extrapolation(analysis: "Analysis") -> list[dict[str, Any]]:
@@ -203,9 +213,15 @@ def _extrapolation(analysis: "Analysis") -> list[dict[str, Any]]:
     return found
 
 
-def point_exponents(table: Table) -> dict[str, float | None]:
-    """Exponents of N* without intervals, of a table with the opposite decision about its outliers."""
-    fitted = fit(CHINCHILLA, Inputs(table.N_R, table.D_R), table.loss_R)
+def point_exponents(table: Table, fitted: Fit) -> dict[str, float | None]:
+    """Exponents of N* without intervals, of a table with the opposite decision about its outliers.
+
+    fitted: the law and the objective to fit.
+    """
+    other = fit(fitted.law, inputs_of(table, fitted.law), table.loss_R, fitted.objective)
     valleys = isoflop(table)
     second = np.nan if isinstance(valleys, str) else float(valleys.N_power.exponent_B[0])
-    return {"approach2": second if np.isfinite(second) else None, "approach3": _exponent(fitted.parameters)}
+    return {
+        "approach2": second if np.isfinite(second) else None,
+        "approach3": law_exponent(other.law, other.parameters),
+    }

@@ -1,52 +1,36 @@
 """The sentences of a report: what was done, how far it reaches, and what it does not say."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from scaling.analysis.analyze import Analysis
-from scaling.analysis.curves import SPLIT
 from scaling.analysis.fitting import STARTS
 from scaling.analysis.frontier import REACH
-from scaling.analysis.isoflop import METHOD
-from scaling.analysis.style import si
+from scaling.analysis.intervals import widening
+from scaling.analysis.style import si, times
 from scaling.analysis.uncertainty import LEVEL
-from scaling.analysis.verdicts import SIGNIFICANT, flops
 from scaling.analysis.verdicts import exponents as all_exponents
+from scaling.analysis.verdicts import flops
 
-CAPTIONS = {
-    "optima": (
-        "Compute-optimal parameters and tokens against compute. Lines are the approaches, bands their 90 % bootstrap "
-        "intervals, dots the measured isoFLOP minima. Grey: beyond the largest budget that was run."
-    ),
-    "isoflop": (
-        "Loss against model size, one colour a budget. Thick curves are the local parabolas that locate the minima "
-        "(stars); thin lines only join the runs. A red cross marks a lowest point that is not an optimum."
-    ),
-    "surface": (
-        "The fitted loss over compute and size. Contours are in {unit}, evenly spaced in the logarithm of the "
-        "reducible loss; the line joins the points of lowest loss at each compute."
-    ),
-    "residuals": (
-        "Measured loss over the loss of the law, run by run. Scatter is noise; a pattern in compute or size is "
-        "misfit, which no interval here covers."
-    ),
-    "envelope": (
-        "Held-out loss{split} on the way against compute spent, one line a run. Dotted: the lowest loss reached so "
-        "far by any run. Black: where a run lowers it with smaller and larger sizes in the race, the points that "
-        "Approach 1 uses."
-    ),
-    "curves": "Held-out loss{split} on the way against tokens trained on, one line a run; dots are the final losses.",
-}
-UNDER = {
-    "approach1": "runs on the lower envelope of all curves",
-    "approach2": "minima of the budgets",
-    "approach3": "beta / (alpha + beta), that is under C = 6ND",
-}
 CERTIFICATE = (
     "That the numbers above are the minimum, and not where an optimiser stopped: the relative gradient at the end "
     "point is zero to rounding, and independent starts end at the same place."
 )
-
-
+BIAS = (
+    "The last column is what one parabola in ln N through all sizes of the budget would do to N*: its shift, in closed "
+    "form, for a valley of the fitted shape on this very grid. The method used here does not have it."
+)
+CHECKLIST = (
+    "After Li, Kudugunta and Zettlemoyer 2025, (Mis)Fitting: A survey of scaling laws; filled in from the table and "
+    "the analysis. What the table does not tell, its makers should."
+)
+WASTE = (
+    "What it would cost to follow one approach if the other is right: the share of the compute that buys nothing, "
+    "since the compute-optimal run of the same loss is cheaper by that much. The two intervals suppose independent "
+    "errors, which makes them too wide rather than too narrow."
+)
 NOT_TOLD = {
     "tuned": None,
     "rule": None,
@@ -59,30 +43,34 @@ NOT_TOLD = {
 }
 
 
-def caption(name: str, analysis: Analysis) -> str:
-    """What stands below a figure."""
-    split = "" if analysis.curves is None or analysis.curves.split in ("", SPLIT) else f" ({analysis.curves.split})"
-    return CAPTIONS[name].format(unit=analysis.table.unit, split=split)
-
-
 def lead(analysis: Analysis) -> str:
     """Under the title: what there was to learn from."""
     table = analysis.table
     return (
-        f"{len(table.N_R)} runs, {si(table.N_R.min())} to {si(table.N_R.max())} parameters, {si(table.D_R.min())} to "
-        f"{si(table.D_R.max())} tokens, {flops(table.C_R.min())} to {flops(table.C_R.max())} FLOPs "
-        f"(a factor of {table.C_R.max() / table.C_R.min():.3g})."
+        f"{len(table.N_R)} runs, {extent(table.N_R)} parameters, {extent(table.D_R)} tokens, "
+        f"{flops(table.C_R.min())} to {flops(table.C_R.max())} FLOPs "
+        f"(a factor of {times(table.C_R.max() / table.C_R.min())})."
     )
+
+
+def extent(values_R: np.ndarray) -> str:
+    """From the smallest to the largest, or that the table does not say (NaN)."""
+    return "unknown" if np.isnan(values_R).any() else f"{si(values_R.min())} to {si(values_R.max())}"
 
 
 def next_run(analysis: Analysis) -> str:
     """What the recommendation rests on."""
     return (
         "N and D minimise the fitted law (Approach 3) at the target, with FLOPs per token estimated by a smooth curve "
-        f"through those of the runs (within {analysis.cost.error:.1%} of each). The interval of N and D is that of "
+        f"through those of the runs ({_nearness(analysis.cost.error)}). The interval of N and D is that of "
         "the law; the interval of the loss also holds the scatter of single runs about the law, so that it is meant "
         f"for the measurement of one new run. Brackets are {LEVEL:.0%} intervals throughout."
     )
+
+
+def _nearness(off: float) -> str:
+    """How close the curve of FLOPs per token comes to the runs."""
+    return f"within {off:.2%} of every run" if off >= 5e-5 else "it meets every run to rounding"
 
 
 def prediction(record: dict[str, Any]) -> str:
@@ -111,9 +99,9 @@ def exponents(analysis: Analysis) -> str:
         name: pair[0]["ci"][1] - pair[0]["ci"][0] for name, pair in all_exponents(analysis).items() if pair[0]["ci"]
     }
     wide = ", ".join(f"{width:.2f} wide in Approach {name[-1]}" for name, width in widths.items())
-    text = (
-        f"The runs span a factor of {factor:.3g} in compute. The {LEVEL:.0%} interval of the exponent of N* is {wide}."
-    )
+    text = f"The runs span a factor of {times(factor)} in compute."
+    if widths:
+        text += f" The {LEVEL:.0%} interval of the exponent of N* is {wide}."
     if widths and max(widths.values()) > 0.1:
         width = max(widths.values())
         text += (
@@ -124,18 +112,47 @@ def exponents(analysis: Analysis) -> str:
     return text
 
 
-def parameter(value: float) -> str:
-    """Four significant digits, without an exponent where it reads well."""
-    return f"{value:.4g}" if 1e-3 <= abs(value) < 1e5 or value == 0 else f"{value:.3e}"
+def under(name: str, parameters: Sequence[str]) -> str:
+    """What an approach's exponents are of."""
+    if name == "approach1":
+        return "runs on the lower envelope of all curves"
+    if name == "approach2":
+        return "minima of the budgets"
+    formula = "beta / (alpha + beta), that is" if {"alpha", "beta"} <= set(parameters) else "of the law,"
+    return f"{formula} under C = 6ND"
 
 
-def law(found: dict[str, Any]) -> str:
+def law(found: dict[str, Any], equation: str) -> str:
     """The law and its objective."""
-    objective = found["objective"]
+    said = objective(found["objective"]["kind"], found["objective"]["delta"])
+    return f"{equation}, fitted by the least {said}, over {found['certificate']['rows']} runs."
+
+
+def objective(kind: str, delta: float) -> str:
+    """What is minimised: "huber_log" -> sum of Huber's losses (delta = 0.001) of the residuals of log loss."""
+    rho, residuals = kind.split("_")
+    said = {"huber": f"Huber's losses (delta = {delta:g})", "squares": "squares", "absolute": "absolute values"}[rho]
+    return f"sum of {said} of the residuals of {'log loss' if residuals == 'log' else 'the loss'}"
+
+
+def served(tokens: float) -> str:
+    """What the table of runs to be served minimises."""
     return (
-        "L = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022), fitted by the sum of Huber losses of the residuals "
-        f"of log loss with delta = {objective['delta']:g}, over {found['certificate']['rows']} runs."
+        f"The run that reaches the loss of the compute-optimal one with the fewest FLOPs for training and for serving "
+        f"{si(tokens)} tokens together, at a third of the FLOPs per token of training (Sardana et al. 2024). Saved: "
+        "the share by which training the compute-optimal run and serving it would cost more."
     )
+
+
+def setting(value: Any) -> str:
+    """A setting as text."""
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {meaning}" for name, meaning in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(setting, value)) or "none"
+    if isinstance(value, float):
+        return flops(value)
+    return "none" if value is None else str(value)
 
 
 def certificate(found: dict[str, Any], law_entry: dict[str, Any]) -> list[tuple[str, str]]:
@@ -149,52 +166,6 @@ def certificate(found: dict[str, Any], law_entry: dict[str, Any]) -> list[tuple[
         ("Condition number (normalised)", f"{facts['condition_number']:.3g}"),
         ("Parameters at a bound", ", ".join(facts["at_bound"]) or "none"),
         ("RMSE of log loss on the largest budget, held out", "unknown" if held_out is None else f"{held_out:.2%}"),
-    ]
-
-
-def noise(analysis: Analysis) -> list[str]:
-    """What single runs scatter by, and whether the law misses by more."""
-    found = analysis.noise
-    if isinstance(found, str):
-        return [
-            f"Not measured: {found}. The residuals about the law hold the noise of single runs and the misfit of the "
-            "law together, and nothing here tells one from the other."
-        ]
-    low, high = found.sd_log_loss["ci"]
-    said = [
-        f"{found.replicates} runs repeat {found.settings} settings with other seeds ({found.dof} degrees of freedom). "
-        f"About the mean of its setting, a run's loss has a standard deviation of {found.sd_log_loss['value']:.2%} "
-        f"[{low:.2%}, {high:.2%}], or {found.sd_loss['value']:.4f} {found.unit}, pooled over settings: the noise "
-        f"floor. The difference of two single runs has {2**0.5:.2f} times that."
-    ]
-    if found.residual_rms is not None:
-        ratio = found.residual_rms / found.sd_log_loss["value"]
-        said.append(
-            f"All runs scatter about the law by {found.residual_rms:.2%} (root mean square of the residuals of log "
-            f"loss, adjusted for its parameters), {ratio:.2g} times as much."
-        )
-    said += _misfit(found.misfit)
-    if found.differ:
-        said.append(
-            f"The runs taken as replicates agree in {', '.join(found.agree)}. They differ in {', '.join(found.differ)} "
-            "as well: if one of these is a setting, they are no replicates."
-        )
-    return said
-
-
-def _misfit(test: dict[str, Any]) -> list[str]:
-    if "skipped" in test:
-        return [f"Whether the law misses by more than noise was not tested: {test['skipped']}."]
-    numbers = "F({}, {}) = {:.3g}, p = {:.2g}".format(*test["dof"], test["F"], test["p"])
-    how = "a test of lack of fit by least squares, which supposes normal noise, in proportion to the loss"
-    if test["p"] < SIGNIFICANT:
-        return [
-            f"The law misses by more than this noise: {numbers} ({how}). Beyond the noise, its misfit has a standard "
-            f"deviation of about {test['sd_log_loss']:.2%} of the loss."
-        ]
-    return [
-        f"No misfit beyond this noise is detected: {numbers} ({how}). That does not prove that there is none: with "
-        f"these numbers of runs, F up to {test['critical_F']:.2f} would pass."
     ]
 
 
@@ -217,8 +188,8 @@ def limits(analysis: Analysis) -> list[str]:
     table = analysis.table
     factor, top = table.C_R.max() / table.C_R.min(), table.C_R.max()
     said = [
-        f"The runs cover a factor of {factor:.3g} in compute and end at {flops(top)} FLOPs. Beyond that, nothing was "
-        "measured: the intervals suppose that the law keeps its form, and published laws have over-predicted the "
+        f"The runs cover a factor of {times(factor)} in compute and end at {flops(top)} FLOPs. Beyond that, nothing "
+        "was measured: the intervals suppose that the law keeps its form, and published laws have over-predicted the "
         "loss of the next budget.",
         "The intervals come from resampling these runs. They hold the noise of the runs and the scatter about the "
         "law, and not what all runs share: the data, the tokenizer, the optimizer and how its settings change with "
@@ -239,23 +210,41 @@ def limits(analysis: Analysis) -> list[str]:
     return said
 
 
+def _intervals(analysis: Analysis) -> str:
+    drawn = analysis.bootstrap
+    if not len(drawn.theta_BxP):
+        return "Intervals: none, since the runs are one observation."
+    w = widening(drawn.clusters)
+    return (
+        f"Intervals: {LEVEL:.0%} percentile intervals of {analysis.resamples} bootstrap resamples, seed "
+        f"{analysis.seed}. Approach 3 resamples {drawn.clusters} {drawn.unit} and refits the law; distances from the "
+        f"estimate are multiplied by {w:.3f}, for Student's t and the variance that a bootstrap of so few lacks. "
+        "Approach 1 resamples whole curves."
+    )
+
+
 def methods(analysis: Analysis) -> list[str]:
     """How every number was computed, for a reader who wants to do it again."""
     said = [
         "Approach 3: exact minimum by damped Newton steps with analytic derivatives, in ln N and ln D centred on the "
         f"data, from {STARTS} starts.",
-        f"Approach 2: {METHOD}. Its interval comes from residuals of the local parabolas, each divided by what the "
-        "fit leaves of unit noise, pooled over budgets and resampled; the sizes of a budget stay as they were "
-        "designed. Scatter of the minima about their power law beyond that noise is added.",
-        f"Intervals: {LEVEL:.0%} percentile intervals of {analysis.resamples} bootstrap resamples, seed "
-        f"{analysis.seed}. Approaches 1 and 3 resample whole clusters of runs (a trunk, else a run, else a row) and "
-        "refit.",
+        _intervals(analysis),
         "Loss of a new run: bootstrap draws of the law times resampled residuals of log loss, centred and inflated by "
-        "sqrt(n / (n - 5)).",
-        "FLOPs per token as a function of size: least squares of log(C / (D N)) on a quadratic in log N, continued "
-        f"with its end slopes beyond the runs, at most a factor of {REACH:g} away; within {analysis.cost.error:.2%} "
-        "of every run.",
+        f"sqrt(n / (n - {len(analysis.fit.law.parameters)})).",
     ]
+    if analysis.cost is not None:
+        said.append(
+            "FLOPs per token as a function of size: least squares of log(C / (D N)) on a quadratic in log N, continued "
+            f"with its end slopes beyond the runs, at most a factor of {REACH:g} away; "
+            f"{_nearness(analysis.cost.error)}."
+        )
+    if not isinstance(analysis.isoflop, str):
+        said.append(
+            f"Approach 2: {analysis.isoflop.method}. Its interval comes from draws of the posterior of those curves: "
+            "exponents, roughness, the noise's size, and the curves between the sizes (where rows share a run or a "
+            "trunk, the noise is that cluster's residuals with a random sign). Scatter of the minima about their power "
+            "law beyond that is added."
+        )
     if analysis.unconverged:
         said.append(
             f"{analysis.unconverged} of {analysis.resamples} refits of the law ended on a kink or in a flat valley, "

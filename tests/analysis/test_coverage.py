@@ -1,8 +1,10 @@
-"""Do 90 % intervals cover the truth 90 % of the time? Simulated sweeps of a known law: minutes, for `make test-all`."""
+"""Do 90 % intervals cover the truth 90 % of the time? Simulated sweeps of a known law, a few of benchmarks.coverage;
+those of minutes are for `make test-all`."""
 
 import numpy as np
 import pytest
 
+from benchmarks import coverage
 from scaling.analysis.analyze import analyze
 from scaling.analysis.decisions import predict_loss
 from scaling.analysis.table import table_from_frame
@@ -30,3 +32,33 @@ def test_intervals_of_a_prediction_and_of_the_law_cover(sweep, truth):
     print(f"of {SWEEPS} intervals, {predicted} hold the new run's loss and {exponents} the exponent")
     assert LEAST <= predicted <= MOST
     assert exponents >= LEAST
+
+
+def test_the_default_interval_covers_on_a_small_grid():
+    """40 sweeps of four budgets of five sizes. Its coverage in 400 is 0.93 to 0.95; at 0.93, fewer than 33 of 40 would
+    be 2.6 binomial standard deviations, sqrt(40 x .93 x .07) = 1.6, below."""
+    held = coverage.simulate(coverage.designs()["4x5"], 40, 200)["default"][:, :, 0].sum(0)
+    print(f"of 40 intervals, {held[0]:.0f} hold a and {held[1]:.0f} log N* at 100 times the compute")
+    assert (held >= 33).all()
+
+
+@pytest.mark.slow
+def test_intervals_of_clustered_runs_cover_and_those_of_their_rows_do_not():
+    """100 sweeps of ten runs with ten checkpoints each, whose noise is correlated 0.8."""
+    found = coverage.simulate(coverage.designs()["10 runs"], 100, 200)
+    held = {method: values[:, :, 0].sum(0) for method, values in found.items()}
+    print({method: counts.tolist() for method, counts in held.items()})
+    # About 90 and about 45 in 400 simulations; three binomial standard deviations are 9 and 15.
+    assert (held["default"] >= 82).all()
+    assert (held["rows"] <= 60).all()
+
+
+@pytest.mark.slow
+def test_intervals_of_four_trunks_cover():
+    """100 sweeps of four runs with ten checkpoints each: percentiles of so few hold about 60 of 100."""
+    found = coverage.simulate(coverage.designs()["4 runs"], 100, 200)
+    held = {method: values[:, :, 0].sum(0) for method, values in found.items()}
+    print({method: counts.tolist() for method, counts in held.items()})
+    # About 91 in 400 simulations; three binomial standard deviations are 9, and 15 at 60.
+    assert (held["default"] >= 82).all()
+    assert (held["percentile"] <= 75).all()

@@ -3,18 +3,32 @@
 import html.parser
 import json
 import re
+import types
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analysis import decisions, page, plots, report, words
+from scaling.analysis import captions, decisions, page, plots, report
 from scaling.analysis.analyze import analyze
 from scaling.analysis.curves import curves_from_frame
+from scaling.analysis.fitting import fit
+from scaling.analysis.laws import CHINCHILLA, inputs_of
+from scaling.analysis.resampling import bootstrap
 from scaling.analysis.table import table_from_frame
 from scaling.errors import InputError
 
-FIGURES = ("isoflop", "optima", "surface", "residuals", "envelope", "curves")
+FIGURES = (
+    "isoflop",
+    "optima",
+    "surface",
+    "residuals",
+    "profiles",
+    "held_out",
+    "sensitivity",
+    "envelope",
+    "curves",
+)
 RESAMPLES = 200
 
 
@@ -69,7 +83,7 @@ def test_report_json_has_the_design_s_format(written):
     assert {"N_exponent", "D_exponent", "points"} <= set(found["approach1"])
     assert {"N_exponent", "D_exponent", "method", "budgets"} == set(found["approach2"])
     for budget in found["approach2"]["budgets"]:
-        assert set(budget) == {"C", "N_opt", "D_opt", "loss_opt", "status", "n"}
+        assert set(budget) == {"C", "N_opt", "D_opt", "loss_opt", "status", "n", "parabola_bias"}
     three = found["approach3"]
     assert {"law", "objective", "parameters", "N_exponent", "D_exponent", "certificate"} <= set(three)
     assert three["law"] == "chinchilla"
@@ -160,6 +174,8 @@ def test_page_says_what_it_must(written, analysis):
         "3 cells repeat their data.",
         "What this does not tell you",
         "A factor of 12.5 in compute is short",
+        "The answer in three sentences",
+        "Reporting checklist",
         f"{analysis.fit.value:.9g}",
         analysis.table.sha256,
         "&quot;d_model&quot;: 64",
@@ -191,7 +207,7 @@ def test_intervals_hold_the_truth_here(analysis, truth):
 
 
 def test_noise_free_runs_are_predicted_exactly(sweep, truth):
-    analysis = analyze(table_from_frame(sweep()), resamples=100)
+    analysis = analyze(table_from_frame(sweep()), resamples=100, thorough=False)
     est = decisions.predict_loss(analysis, 2e5, 2e7)
     assert est["value"] == pytest.approx(truth.loss(2e5, 2e7), rel=1e-9)
     np.testing.assert_allclose(est["ci"], est["value"], rtol=1e-6)
@@ -205,7 +221,11 @@ def test_predicted_losses_cover(sweep, truth):
     """New runs at twice the largest budget: 60 simulated sweeps, 90 % interval, 3 binomial s.d. below is 78 %."""
     hits = 0
     for seed in range(60):
-        analysis = analyze(table_from_frame(sweep(noise=0.005, seed=seed)), resamples=100, seed=seed)
+        table = table_from_frame(sweep(noise=0.005, seed=seed))
+        fitted = fit(CHINCHILLA, inputs_of(table, CHINCHILLA), table.loss_R)
+        drawn = bootstrap(fitted, table, resamples=100, seed=seed)
+        # what a prediction is made from
+        analysis = types.SimpleNamespace(fit=fitted, bootstrap=drawn, theta_BxP=drawn.theta_BxP, seed=seed)
         N = truth.N_opt(5e12)
         new = truth.loss(N, 5e12 / (6 * N)) * np.exp(0.005 * np.random.default_rng([seed, 9]).standard_normal())
         low, high = decisions.predict_loss(analysis, N, 5e12 / (6 * N))["ci"]
@@ -214,7 +234,7 @@ def test_predicted_losses_cover(sweep, truth):
 
 
 def test_default_target_is_twice_the_largest_budget(sweep):
-    analysis = analyze(table_from_frame(sweep()), resamples=100)
+    analysis = analyze(table_from_frame(sweep()), resamples=100, thorough=False)
     assert analysis.target_flops == (5e12,)
     assert isinstance(analysis.envelope, str)
     assert report.report_dict(analysis)["approach1"] == {"skipped": "no training curves were given"}
@@ -224,45 +244,53 @@ def test_default_target_is_twice_the_largest_budget(sweep):
 
 def test_warnings_fire_where_they_should(sweep, truth):
     frame = sweep(noise=0.003)
-    clean = codes(analyze(table_from_frame(frame), target_flops=[1e12], resamples=100))
+    clean = codes(analyze(table_from_frame(frame), target_flops=[1e12], resamples=100, thorough=False))
     assert clean == []
 
-    beyond = analyze(table_from_frame(frame), target_flops=[1e15], resamples=100)
+    beyond = analyze(table_from_frame(frame), target_flops=[1e15], resamples=100, thorough=False)
     assert codes(beyond) == ["extrapolation"]
     assert "C is 400 times above" in beyond.warnings[0]["message"]
 
     top = frame["C"] == 2.5e12
     edged = frame[~(top & (frame["N"] < 1.5 * truth.N_opt(2.5e12)))]
-    assert "optimum_at_edge" in codes(analyze(table_from_frame(edged), target_flops=[1e12], resamples=100))
+    assert "optimum_at_edge" in codes(
+        analyze(table_from_frame(edged), target_flops=[1e12], resamples=100, thorough=False)
+    )
 
     few = frame[~top | (frame["N"] > 3 * truth.N_opt(2.5e12))].assign(budget=lambda f: f["C"])
-    assert "too_few_points" in codes(analyze(table_from_frame(few), target_flops=[1e12], resamples=100))
+    assert "too_few_points" in codes(analyze(table_from_frame(few), target_flops=[1e12], resamples=100, thorough=False))
 
     shared = frame.assign(trunk=[f"trunk {k % 7}" for k in range(len(frame))])
-    assert "correlated_rows" in codes(analyze(table_from_frame(shared), target_flops=[1e12], resamples=100))
+    assert "correlated_rows" in codes(
+        analyze(table_from_frame(shared), target_flops=[1e12], resamples=100, thorough=False)
+    )
 
-    one = analyze(table_from_frame(frame.assign(run="only")), target_flops=[1e12], resamples=100)
+    one = analyze(table_from_frame(frame.assign(run="only")), target_flops=[1e12], resamples=100, thorough=False)
     assert codes(one) == ["correlated_rows"]
     assert one.optima[0]["N"]["ci"] is None
 
     narrow = sweep(noise=0.05, seed=2)
-    assert "weakly_identified" in codes(analyze(table_from_frame(narrow), target_flops=[1e12], resamples=100))
+    assert "weakly_identified" in codes(
+        analyze(table_from_frame(narrow), target_flops=[1e12], resamples=100, thorough=False)
+    )
 
     negative = frame.assign(loss=truth._replace(E=-0.1).loss(frame["N"], frame["D"]))
-    assert "parameter_at_bound" in codes(analyze(table_from_frame(negative), target_flops=[1e12], resamples=100))
+    assert "parameter_at_bound" in codes(
+        analyze(table_from_frame(negative), target_flops=[1e12], resamples=100, thorough=False)
+    )
 
 
 def test_disagreement_is_flagged_where_the_law_does_not_hold(published):
     """Porian et al. 2024, second setting: the minima say 0.71, the law 0.56 with a misfit of 6 %."""
     frame = published("porian_main")
     frame = frame[frame["config"] == "rw|base|long|kaplan|standard|val"]
-    assert "approaches_disagree" in codes(analyze(table_from_frame(frame), resamples=200))
+    assert "approaches_disagree" in codes(analyze(table_from_frame(frame), resamples=200, thorough=False))
 
 
 def test_outliers_are_reported_both_ways(sweep, published):
     frame = published("isoflop_llama_3_raw_loss")
-    kept = report.report_dict(analyze(table_from_frame(frame), resamples=100))
-    dropped = report.report_dict(analyze(table_from_frame(frame, drop_outliers=True), resamples=100))
+    kept = report.report_dict(analyze(table_from_frame(frame), resamples=100, thorough=False))
+    dropped = report.report_dict(analyze(table_from_frame(frame, drop_outliers=True), resamples=100, thorough=False))
     assert kept["data"]["outliers"] == "kept"
     for name in ("approach2", "approach3"):
         assert kept["without_outliers"]["N_exponent"][name] == pytest.approx(dropped[name]["N_exponent"]["value"])
@@ -271,10 +299,12 @@ def test_outliers_are_reported_both_ways(sweep, published):
 
 def test_order_and_units_of_the_table_do_not_matter(sweep):
     frame = sweep(noise=0.01)
-    one = analyze(table_from_frame(frame), target_flops=[1e12], resamples=100)
-    shuffled = analyze(table_from_frame(frame.sample(frac=1, random_state=1)), target_flops=[1e12], resamples=100)
+    one = analyze(table_from_frame(frame), target_flops=[1e12], resamples=100, thorough=False)
+    shuffled = analyze(
+        table_from_frame(frame.sample(frac=1, random_state=1)), target_flops=[1e12], resamples=100, thorough=False
+    )
     scaled = frame.assign(N=frame["N"] / 1e3, D=frame["D"] / 1e6, C=frame["C"] / 1e9)
-    small = analyze(table_from_frame(scaled), target_flops=[1e3], resamples=100)
+    small = analyze(table_from_frame(scaled), target_flops=[1e3], resamples=100, thorough=False)
     for other, unit in ((shuffled, 1.0), (small, 1e3)):
         N, D, loss = (other.optima[0][name]["value"] for name in ("N", "D", "loss"))
         assert N * unit == pytest.approx(one.optima[0]["N"]["value"], rel=1e-5)  # the search in log N stops at 1e-7
@@ -287,7 +317,7 @@ def test_exclusions_and_the_noise_floor_are_told(sweep, tmp_path):
     frame = pd.concat([sweep(noise=0.004, seed=k).assign(seed=k) for k in (0, 1)], ignore_index=True)
     frame["run"] += "-" + frame["seed"].astype(str)
     said = ["C < 3e11 because <too> short", "N > 1e12 because nobody could train it"]
-    analysis = analyze(table_from_frame(frame, exclude=said), target_flops=[1e12], resamples=100)
+    analysis = analyze(table_from_frame(frame, exclude=said), target_flops=[1e12], resamples=100, thorough=False)
     report.write_report(analysis, tmp_path)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Excluded by C &lt; 3e11, 14 rows, because &lt;too&gt; short." in text
@@ -328,11 +358,12 @@ def test_learning_rates_are_told_in_the_caller_s_words(analysis, written):
 
 def test_the_unit_of_the_loss_is_that_of_the_table(sweep, training_curves):
     table = table_from_frame(sweep(noise=0.004), loss_unit="bpb")
-    analysis = analyze(table, curves_from_frame(training_curves()), resamples=100)
+    analysis = analyze(table, curves_from_frame(training_curves()), resamples=100, thorough=False)
     text = page.page(analysis, report.report_dict(analysis), decisions.next_runs(analysis), {}, "title", [])
-    assert "</span> bits per byte.</div>" in text
+    assert "] bits per byte (90% intervals)." in text
+    assert "Loss (bits per byte)</th>" in text
     assert "nats per token" not in text.replace("split validation, nats per token", "")  # the curves' own
-    assert "Contours are in bits per byte" in words.caption("surface", analysis)
+    assert "Contours are in bits per byte" in captions.caption("surface", analysis)
     assert "bits per byte" in report.summary(analysis)
     assert plots.isoflop_figure(analysis).axes[0].get_ylabel() == "Loss (bits per byte)"
     assert plots.curves_figure(analysis).axes[0].get_ylabel() == "Loss (nats per token)"
