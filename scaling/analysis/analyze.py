@@ -171,9 +171,20 @@ def _with_decisions(
     return dataclasses.replace(
         analysis,
         selection=select(analysis.table, analysis.seed),
-        sensitivity=sensitivity(analysis.table, analysis.target_flops[0]),
+        sensitivity=_sensitivity(analysis),
         next_cells=_next_cells(analysis),
     )
+
+
+def _sensitivity(analysis: Analysis) -> tuple[dict[str, Any], ...]:
+    """Empty where the table does not determine Hoffmann et al.'s law, which most rows vary."""
+    table, fit = analysis.table, analysis.fit
+    usual = (fit.law, fit.objective) == (CHINCHILLA, fitting.HUBER_LOG)
+    try:
+        CHINCHILLA.check(inputs_of(table, CHINCHILLA))
+    except InputError:
+        return ()
+    return sensitivity(table, analysis.target_flops[0], reported=None if usual else fit)
 
 
 def _local_slope(analysis: Analysis) -> dict[str, Any]:

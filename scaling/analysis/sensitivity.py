@@ -46,7 +46,9 @@ class Setting(NamedTuple):
     why: str = ""
 
 
-def sensitivity(table: Table, target: float | None = None, seed: int = 0) -> tuple[dict[str, Any], ...]:
+def sensitivity(
+    table: Table, target: float | None = None, seed: int = 0, reported: Fit | None = None
+) -> tuple[dict[str, Any], ...]:
     """One row for each choice, that of the report first.
 
     Rows are {"what", "setting", "rows", "a", "N_at_target", "D_at_target", "loss_at_target", "why"}.
@@ -54,7 +56,8 @@ def sensitivity(table: Table, target: float | None = None, seed: int = 0) -> tup
     d ln C under the table's own FLOPs per token, at the geometric middle of its C; beta / (alpha + beta) where C = 6ND
     (Hoffmann et al. 2022, eq. 4). Values are None where the setting leaves no law or no optimum, and why says so. The
     law is Hoffmann et al.'s with Huber's loss unless the row says otherwise. target: FLOPs, twice the largest C where
-    None. N and C of a row that counts them differently are in its own count; the target is the same number.
+    None. N and C of a row that counts them differently are in its own count; the target is the same number. reported:
+    the fit of the report, where it is of another law or objective; Hoffmann et al.'s is then a row like the others.
     Raises InputError where the table does not determine the law as reported, and for a target that is not positive.
     """
     target = BEYOND * float(table.C_R.max()) if target is None else float(target)
@@ -64,7 +67,8 @@ def sensitivity(table: Table, target: float | None = None, seed: int = 0) -> tup
     cost = token_cost(table)
     name, R = f"{CHINCHILLA.name}, {_name(HUBER_LOG)}", len(table.N_R)
     settings = [
-        Setting("as reported", name, R, CHINCHILLA, fitted.theta_P, fitted.centre, cost),
+        *_reported(reported, cost),
+        Setting("law" if reported else "as reported", name, R, CHINCHILLA, fitted.theta_P, fitted.centre, cost),
         *_dropped(table, fitted, cost, seed),
         *_outliers(table, seed),
         *_objectives(table, cost, seed),
@@ -73,6 +77,12 @@ def sensitivity(table: Table, target: float | None = None, seed: int = 0) -> tup
     ]
     middle = float(np.sqrt(table.C_R.min() * table.C_R.max()))
     return tuple(_row(setting, middle, target) for setting in settings)
+
+
+def _reported(fitted: Fit | None, cost: TokenCost) -> Iterator[Setting]:
+    if fitted is not None:
+        name = f"{fitted.law.name}, {_name(fitted.objective)}"
+        yield Setting("as reported", name, len(fitted.loss_R), fitted.law, fitted.theta_P, fitted.centre, cost)
 
 
 def _dropped(table: Table, fitted: Fit, cost: TokenCost, seed: int) -> Iterator[Setting]:
