@@ -1,7 +1,7 @@
 """The bootstrap of a fitted law: which units are resampled, the weights, and the law refitted under each of them.
 
 Rows of one trunk, else of one run, share their noise: the checkpoints of ten runs are ten observations and not a
-hundred, and resampled one by one they give intervals that hold 36-50 % of the time at a nominal 90 %. The unit is
+hundred, and resampled one by one they give intervals that hold half of the time at a nominal 90 %. The unit is
 therefore the cluster of rows that the table's columns name, and every row of a cluster has the same weight.
 
 The weights are Dirichlet's: the Bayesian bootstrap of Rubin (1981), or the weighted likelihood bootstrap of Newton &
@@ -9,7 +9,7 @@ Raftery (1994), of clusters; here with shape (K - 1) / K, so that mean, variance
 those of K draws with replacement. Counts of such draws drop 37 % of the clusters: of a designed grid that takes whole
 sizes or budgets away, some resamples cannot determine the law at all, and the spread of the others is that of thinner
 designs than the one that was run. Positive weights keep the design. In `benchmarks.coverage` their intervals are a
-sixth narrower than those of counts, and hold what they promise.
+tenth to a fifth narrower than those of counts, and hold what they promise.
 """
 
 import dataclasses

@@ -35,8 +35,8 @@ def test_intervals_of_a_prediction_and_of_the_law_cover(sweep, truth):
 
 
 def test_the_default_interval_covers_on_a_small_grid():
-    """40 sweeps of four budgets of five sizes. Its coverage in 400 is 0.93 to 0.95; at 0.93, fewer than 33 of 40 would
-    be 2.6 binomial standard deviations, sqrt(40 x .93 x .07) = 1.6, below."""
+    """40 sweeps of four budgets of five sizes. Its coverage in 400 is 0.96 and 0.94; at 0.94, fewer than 33 of 40
+    would be 3 binomial standard deviations, sqrt(40 x .94 x .06) = 1.5, below."""
     held = coverage.simulate(coverage.designs()["4x5"], 40, 200)["default"][:, :, 0].sum(0)
     print(f"of 40 intervals, {held[0]:.0f} hold a and {held[1]:.0f} log N* at 100 times the compute")
     assert (held >= 33).all()
@@ -48,17 +48,17 @@ def test_intervals_of_clustered_runs_cover_and_those_of_their_rows_do_not():
     found = coverage.simulate(coverage.designs()["10 runs"], 100, 200)
     held = {method: values[:, :, 0].sum(0) for method, values in found.items()}
     print({method: counts.tolist() for method, counts in held.items()})
-    # About 90 and about 45 in 400 simulations; three binomial standard deviations are 9 and 15.
+    # In 400 simulations 0.92 and 0.91, and of rows 0.49 and 0.50; three binomial standard deviations are 8 and 15.
     assert (held["default"] >= 82).all()
-    assert (held["rows"] <= 60).all()
+    assert (held["rows"] <= 65).all()
 
 
 @pytest.mark.slow
 def test_intervals_of_four_trunks_cover():
-    """100 sweeps of four runs with ten checkpoints each: percentiles of so few hold about 60 of 100."""
+    """100 sweeps of four runs with ten checkpoints each: percentiles of so few hold two thirds of the time."""
     found = coverage.simulate(coverage.designs()["4 runs"], 100, 200)
     held = {method: values[:, :, 0].sum(0) for method, values in found.items()}
     print({method: counts.tolist() for method, counts in held.items()})
-    # About 91 in 400 simulations; three binomial standard deviations are 9, and 15 at 60.
+    # In 400 simulations 0.92 and 0.92, and percentiles 0.65 and 0.62; three binomial standard deviations are 8 and 14.
     assert (held["default"] >= 82).all()
-    assert (held["percentile"] <= 75).all()
+    assert (held["percentile"] <= 79).all()
