@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from scaling.analysis import remedies
 from scaling.analysis.check_words import joined
-from scaling.analysis.style import si, times
+from scaling.analysis.style import si
 from scaling.analysis.uncertainty import LEVEL
-from scaling.analysis.verdicts import exponents, flops
+from scaling.analysis.verdicts import exponents, flops, times
 
 if TYPE_CHECKING:
     from scaling.analysis.analyze import Analysis
@@ -110,7 +110,7 @@ def _agreement(analysis: "Analysis") -> str:
     values = joined([f"{value:.3f}" for value in slopes.values()])
     disagree = any(warning["code"] == "approaches_disagree" for warning in analysis.warnings)
     if not disagree:
-        return f"{said} agree on the exponent of N* ({values})"
+        return f"{said} agree within noise on the exponent of N* ({values})"
     C, others = analysis.optima[0]["C"], []
     for number, result in (("1", analysis.envelope), ("2", analysis.isoflop)):
         if number in slopes:

@@ -37,7 +37,8 @@ def predict_loss(analysis: "Analysis", N: float, D: float, unique_tokens: float 
     )
     rng = np.random.default_rng([analysis.seed, 1])
     forecast = Forecast(float(loss[0]), loss_B, fit.residual_R, len(fit.theta_P))
-    return prediction([forecast], rng, clusters=analysis.bootstrap.clusters)
+    drawn = analysis.bootstrap
+    return prediction([forecast], rng, clusters=drawn.clusters, spread=drawn.spread)
 
 
 def optima(analysis: "Analysis") -> list[dict[str, Any]]:

@@ -9,7 +9,8 @@ from scaling.analysis import check_words, words
 from scaling.analysis.analyze import Analysis
 from scaling.analysis.answer import GRADES, NOTHING, RULE, Answer
 from scaling.analysis.html import est, flops, folded, prose, table
-from scaling.analysis.style import si, times
+from scaling.analysis.style import si
+from scaling.analysis.verdicts import times
 
 SHOWN = 8  # rows of a table that is not folded
 

@@ -181,9 +181,10 @@ def _law(analysis: Analysis) -> dict[str, Any]:
 
 def _parameter(analysis: Analysis, name: str) -> dict[str, Any]:
     law, centre = analysis.fit.law, analysis.fit.centre
-    # A term's factor is a power of its exponent: its interval is one of factors.
-    power = name not in law.coordinates and analysis.fit.parameters[name] > 0
-    return analysis.est(lambda theta_BxP: law.natural(theta_BxP, centre)[name], positive=power)
+    # Levels, factors and scales are positive by their coordinate: their intervals are on the log scale. Exponents not.
+    known = law.coordinates.get(name)
+    positive = analysis.fit.parameters[name] > 0 and (known is None or known.encode is np.log)
+    return analysis.est(lambda theta_BxP: law.natural(theta_BxP, centre)[name], positive=positive)
 
 
 def _others(analysis: Analysis) -> list[dict[str, Any]]:

@@ -103,11 +103,6 @@ def si(value: float, digits: int = 3) -> str:
     return f"{float(f'{value:.{digits}g}'):g}"
 
 
-def times(factor: float) -> str:
-    """How many times: 2.5, 33.3, 1,670."""
-    return f"{factor:.3g}" if factor < 999.5 else f"{float(f'{factor:.3g}'):,.0f}"
-
-
 def symbol(name: str) -> str:
     """alpha_N -> its Greek letter with a subscript, R_D -> R with one, as mathematical text."""
     first, _, rest = name.partition("_")

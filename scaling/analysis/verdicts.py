@@ -7,9 +7,11 @@ import numpy as np
 from scaling.analysis import identifiability
 from scaling.analysis.disagreement import Disagreement
 from scaling.analysis.fitting import Fit, fit
+from scaling.analysis.intervals import interval
 from scaling.analysis.isoflop import isoflop
 from scaling.analysis.laws import Law, inputs_of
 from scaling.analysis.pinning import PAIRS
+from scaling.analysis.resampling import FEW
 from scaling.analysis.table import Table, warning
 from scaling.analysis.uncertainty import LEVEL, estimate
 
@@ -44,18 +46,25 @@ def flops(value: float) -> str:
     return f"{value:.3g}".replace("e+", "e")
 
 
+def times(factor: float) -> str:
+    """How many times: 2.5, 33.3, 1,670."""
+    return f"{factor:.3g}" if factor < 999.5 else f"{float(f'{factor:.3g}'):,.0f}"
+
+
 def exponents(analysis: "Analysis") -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """EST of the exponents of N*(C) and D*(C) by approach: "approach1" .. "approach3"; only those that exist."""
     found = {}
-    for name, result, draws in (
-        ("approach1", analysis.envelope, analysis.envelope_draws),
-        ("approach2", analysis.isoflop, analysis.isoflop_draws),
-    ):
-        if isinstance(result, str) or draws is None:
-            continue
-        found[name] = tuple(
+    first, second = analysis.envelope_draws, analysis.isoflop_draws
+    if first is not None:
+        curves = len(analysis.curves.names)
+        found["approach1"] = tuple(
+            interval(power.exponent_B[0], drawn.exponent_B, clusters=curves)
+            for power, drawn in ((analysis.envelope.N_power, first.N_power), (analysis.envelope.D_power, first.D_power))
+        )
+    if second is not None:
+        found["approach2"] = tuple(
             estimate(power.exponent_B[0], drawn.exponent_B)
-            for power, drawn in ((result.N_power, draws.N_power), (result.D_power, draws.D_power))
+            for power, drawn in ((analysis.isoflop.N_power, second.N_power), (analysis.isoflop.D_power, second.D_power))
         )
     law, centre = analysis.fit.law, analysis.fit.centre
     if law_exponent(law, analysis.fit.parameters) is not None:
@@ -91,6 +100,8 @@ def _correlated(analysis: "Analysis") -> list[dict[str, Any]]:
         f"The {len(table.N_R)} rows come from {clusters} trunks or runs. Rows of one share their noise, so that whole "
         "trunks or runs were resampled; the intervals are those of that many independent observations."
     )
+    if clusters < FEW:
+        message += f" So few (below {FEW}) tell little of their own spread: the intervals are those of a jackknife."
     return [warning("correlated_rows", message, rows=len(table.N_R), clusters=clusters)]
 
 
@@ -201,7 +212,7 @@ def _extrapolation(analysis: "Analysis") -> list[dict[str, Any]]:
             low, high = values_R.min(), values_R.max()
             if value > high * (1 + 1e-9) or value < low * (1 - 1e-9):
                 factor = value / high if value > high else low / value
-                beyond.append(f"{name} is {factor:.3g} times {'above' if value > high else 'below'} the runs'")
+                beyond.append(f"{name} is {times(factor)} times {'above' if value > high else 'below'} the runs'")
         if beyond:
             message = (
                 f"The optimum at C = {flops(optimum['C'])} is an extrapolation: {'; '.join(beyond)}. Its intervals "

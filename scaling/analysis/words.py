@@ -9,10 +9,10 @@ from scaling.analysis.analyze import Analysis
 from scaling.analysis.fitting import STARTS
 from scaling.analysis.frontier import REACH
 from scaling.analysis.intervals import widening
-from scaling.analysis.style import si, times
+from scaling.analysis.style import si
 from scaling.analysis.uncertainty import LEVEL
 from scaling.analysis.verdicts import exponents as all_exponents
-from scaling.analysis.verdicts import flops
+from scaling.analysis.verdicts import flops, times
 
 CERTIFICATE = (
     "That the numbers above are the minimum, and not where an optimiser stopped: the relative gradient at the end "
