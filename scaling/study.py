@@ -16,6 +16,7 @@ import pandas as pd
 from scaling import notes
 from scaling.analysis import decisions, report
 from scaling.analysis.analyze import Analysis, analyze
+from scaling.analysis.compare import compare
 from scaling.analysis.curves import curves_from_frame
 from scaling.analysis.isoflop import isoflop
 from scaling.analysis.table import table_from_frame
@@ -185,12 +186,34 @@ def _laws_side_by_side(
         title = f"{workdir.resolve().name}: {variant or 'as configured'}, on {shared.text.main.source}"
         path = _report(directory, title, analysis, shared, sweep, mine, runs, None)
         said.append(f"{variant or 'as configured'}: {path}\n{report.summary(analysis)}")
-        rows.append({**row, **_numbers(analysis)})
+        multiplier, sentence = _compared(sweep.config, results, next(iter(analyses)), variant)
+        said += [sentence] if sentence else []
+        rows.append({**row, **_numbers(analysis), **multiplier})
     table = pd.DataFrame(rows)
     (workdir / "report").mkdir(parents=True, exist_ok=True)
     table.to_csv(workdir / "report" / "variants.csv", index=False)
     said.append(table.to_string(index=False))
     return Study(results, analyses, None, failed, tuple(said), workdir / "report" / "variants.csv")
+
+
+def _compared(
+    config: SweepConfig, results: pd.DataFrame, first: str, other: str
+) -> tuple[dict[str, float | None], str]:
+    """The compute that a variant needs for the losses of the first one, over that one's: columns, and a sentence."""
+    if other == first:
+        return {}, ""
+    names = (first or "as configured", other or "as configured")
+    fields = {field for name in (first, other) for field, _ in _variant_of(config, name)}
+    if any(field.startswith("data.") for field in fields):
+        return {}, f"{names[0]} and {names[1]} are evaluated on texts of their own: their losses are not compared."
+    tables = [table_from_frame(results[results["variant"] == variant]) for variant in (first, other)]
+    try:
+        found = compare(*tables, names=names)
+    except InputError as error:
+        return {}, f"{names[1]} is not compared with {names[0]}: {error}"
+    low, high = found.multiplier["ci"] or (None, None)
+    columns = {"compute_multiplier": found.multiplier["value"], "multiplier_low": low, "multiplier_high": high}
+    return columns, found.sentence()
 
 
 def _variant_of(config: SweepConfig, name: str) -> Variant:

@@ -143,6 +143,13 @@ def test_a_table_of_several_variants_is_no_tuning_sweep(run):
     assert [warning["code"] for warning in warnings if warning["code"] == "mixed_variants"] == ["mixed_variants"]
 
 
+def test_variants_of_the_text_are_not_compared_by_their_losses(run):
+    done, workdir = run(grid=GRID, vary=over("data.sequence_length", (64, 32)))
+    assert len(done.analyses) == 2
+    assert sum("their losses are not compared" in line for line in done.said) == 1
+    assert "compute_multiplier" not in pd.read_csv(workdir / "report" / "variants.csv")
+
+
 def test_variants_may_be_added_to_a_sweep(run):
     """Its first cells keep their place, as the config without a variant."""
     run(grid=GRID)
@@ -166,6 +173,9 @@ def test_variants_get_a_law_each_and_are_compared(run):
     table = pd.read_csv(workdir / "report" / "variants.csv").set_index("variant")
     better = table.loc["model.activation=swiglu", "lowest_loss"] / table.loc["model.activation=gelu", "lowest_loss"]
     assert better == pytest.approx(0.98, abs=0.005)
+    multiplier = table.loc["model.activation=swiglu"]
+    assert multiplier["multiplier_low"] <= multiplier["compute_multiplier"] <= multiplier["multiplier_high"] < 1
+    assert any("model.activation=swiglu is the more efficient" in line for line in done.said)
     for number, name in enumerate(done.analyses):
         report = read_json(workdir / "report" / f"variant{number}" / "report.json")
         assert report["data"]["used"] == 18, name
