@@ -1,10 +1,11 @@
 """Epoch's published standard errors and intervals, reproduced from their seed (Besiroglu et al. 2024, section 4).
 
-    python -m benchmarks.epoch_bootstrap --data=chinchilla_epoch245.csv
+    python -m benchmarks.epoch_bootstrap [--data=DIR]
 
-They call numpy.random.seed(42) and draw 4,000 resamples of the 240 runs by numpy.random.choice, then refit Huber's loss
-of log loss from the estimate. The same resamples are refitted here twice: from the estimate alone, which is what they
-did, and by `fitting.refit`, which also searches from a second start. Measured, in 4 s of one core:
+DIR holds chinchilla_epoch245.csv (default: SCALING_PUBLISHED_DATA). They call numpy.random.seed(42) and draw 4,000
+resamples of the 240 runs by numpy.random.choice, then refit Huber's loss of log loss from the estimate. The same
+resamples are refitted here twice: from the estimate alone, which is what they did, and by `fitting.refit`, which also
+searches from a second start. Measured, in 4 s of one core:
 
                         A         B        E    alpha     beta        a
     standard error
@@ -29,10 +30,11 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
+from benchmarks import add_data
 from scaling.analysis.fitting import fit, problem_of, refit
 from scaling.analysis.laws import CHINCHILLA, inputs_of
 from scaling.analysis.newton import polish
-from scaling.analysis.table import read_table, table_from_frame
+from scaling.analysis.table import table_from_frame
 
 SEED, RESAMPLES = 42, 4000
 QUANTITIES = ("A", "B", "E", "alpha", "beta", "a")
@@ -98,10 +100,8 @@ def _quantities(theta_BxP: np.ndarray, centre: np.ndarray) -> dict[str, np.ndarr
 def main() -> None:
     """Prints published and reproduced numbers, one column a quantity."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="the CSV of the 245 extracted runs")
-    path = parser.parse_args().data
-    read_table(path)  # refuses what is no table of runs, with a message
-    found = reproduce(pd.read_csv(path))
+    add_data(parser)
+    found = reproduce(pd.read_csv(parser.parse_args().data / "chinchilla_epoch245.csv"))
     print(f"{'':20}" + "".join(f"{name:>12}" for name in QUANTITIES))
     rows = [("standard error", {name: value for name, (value, _) in PUBLISHED_ERRORS.items()})]
     rows += [("  local", found.errors), ("  global", found.exact_errors)]

@@ -27,8 +27,6 @@ Measured on 2 shared cores (Python 3.11, NumPy 2.4, SciPy 1.17):
 """
 
 import argparse
-import os
-import pathlib
 import time
 from collections.abc import Callable
 
@@ -37,6 +35,7 @@ import pandas as pd
 from scipy.optimize import least_squares, minimize
 from scipy.special import logsumexp
 
+from benchmarks import add_data
 from scaling.analysis.fitting import Fit, fit, refit
 from scaling.analysis.laws import CHINCHILLA, Inputs
 from scaling.analysis.newton import huber
@@ -127,12 +126,10 @@ def paper_parameters(fitted: Fit) -> np.ndarray:
 def main() -> None:
     """Prints the two tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--data", default=os.environ.get("SCALING_PUBLISHED_DATA"), type=pathlib.Path)
+    add_data(parser)
     parser.add_argument("--resamples", default=4000, type=int)
     parser.add_argument("--scipy_resamples", default=100, type=int)
     args = parser.parse_args()
-    if args.data is None:
-        parser.error("give --data, or set SCALING_PUBLISHED_DATA to the folder with chinchilla_epoch245.csv")
     frame = pd.read_csv(args.data / "chinchilla_epoch245.csv")
     frame = frame[~frame["excluded_by_epoch"]]
     points = tuple(frame[name].to_numpy(float) for name in ("N", "D", "loss"))

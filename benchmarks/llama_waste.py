@@ -22,14 +22,12 @@ Result (5 s of CPU):
 The published share is reproduced; the runs do not tell it from nothing, and without 17 rows it is next to nothing.
 """
 
-import os
-import pathlib
-import sys
-from collections.abc import Sequence
+import argparse
 
 import numpy as np
 import pandas as pd
 
+from benchmarks import add_data
 from scaling.analysis import decisions, frontier
 from scaling.analysis.analyze import analyze
 from scaling.analysis.fitting import Objective, fit, refit
@@ -85,16 +83,19 @@ def as_analysed(table: Table, resamples: int, seed: int) -> tuple[float, float, 
     return C / float(analysis.cost.flops(np.log(entry["N"]))), analysis.optima[0]["D"]["value"], entry["share"]
 
 
-def main(arguments: Sequence[str]) -> None:
-    options = dict(argument.removeprefix("--").split("=") for argument in arguments)
-    folder = pathlib.Path(options.get("data", os.environ.get("SCALING_PUBLISHED_DATA", ".")))
-    resamples, seed = int(options.get("resamples", 1000)), int(options.get("seed", 0))
-    frame = pd.read_csv(folder / NAME)
+def main() -> None:
+    """Prints one line for each choice of rows and each method."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data(parser)
+    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    frame = pd.read_csv(options.data / NAME)
     print(f"{'rows':>5}  {'method':<13} {'D* Approach 2':>14} {'D* law':>8}  waste of {C:.2g} FLOPs")
     for drop_outliers in (False, True):
         table = table_from_frame(frame, drop_outliers=drop_outliers)
         for name, method in (("as published", as_published), ("as analysed", as_analysed)):
-            D_valley, D_law, share = method(table, resamples, seed)
+            D_valley, D_law, share = method(table, options.resamples, options.seed)
             low, high = (f"{100 * end:.1f}" for end in share["ci"])
             print(
                 f"{len(table.N_R):>5}  {name:<13} {D_valley / 1e12:>13.1f}T {D_law / 1e12:>7.1f}T  "
@@ -103,4 +104,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

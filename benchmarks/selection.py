@@ -2,11 +2,11 @@
 
     python -m benchmarks.selection [--data=DIR] [--replicates=100]
 
-Needs the published data (SCALING_PUBLISHED_DATA); about three minutes on one core. The top budgets are taken from each
-set, `select` sees the rest alone, and its forecast of every held-out run is compared with the loss measured. Columns:
-RMSE of log loss in percent of each law fitted in the usual way (Huber's loss, rows alike), of the single candidate
-chosen, and of the stack; the share of held-out losses in the stack's nominal 90 % intervals, and their mean length;
-fits and CPU seconds of `select`.
+DIR: the published data sets (default: SCALING_PUBLISHED_DATA). About three minutes on one core. The top budgets are
+taken from each set, `select` sees the rest alone, and its forecast of every held-out run is compared with the loss
+measured. Columns: RMSE of log loss in percent of each law fitted in the usual way (Huber's loss, rows alike), of the
+single candidate chosen, and of the stack; the share of held-out losses in the stack's nominal 90 % intervals, and their
+mean length; fits and CPU seconds of `select`.
 
 Measured, means over the sets:
 
@@ -28,7 +28,6 @@ compared on Porian et al.'s sets and on the smaller budgets of the six. Other we
 """
 
 import argparse
-import os
 import pathlib
 import time
 from collections.abc import Sequence
@@ -37,6 +36,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from benchmarks import add_data
 from scaling.analysis.selection import Scored, Selection, predict, select
 from scaling.analysis.stacking import rms
 from scaling.analysis.table import table_from_frame
@@ -148,9 +148,8 @@ def show(title: str, sets: dict[str, list[Forecast]]) -> None:
 
 def main() -> None:
     """Prints the three tables."""
-    default = os.environ.get("SCALING_PUBLISHED_DATA", pathlib.Path(__file__).parents[1] / "../shared/data")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path(default))
+    add_data(parser)
     parser.add_argument("--replicates", type=int, default=100)
     args = parser.parse_args()
 

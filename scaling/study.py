@@ -211,9 +211,7 @@ def _compared(
         found = compare(*tables, names=names)
     except InputError as error:
         return {}, f"{names[1]} is not compared with {names[0]}: {error}"
-    low, high = found.multiplier["ci"] or (None, None)
-    columns = {"compute_multiplier": found.multiplier["value"], "multiplier_low": low, "multiplier_high": high}
-    return columns, found.sentence()
+    return _interval("compute_multiplier", found.multiplier), found.sentence()
 
 
 def _variant_of(config: SweepConfig, name: str) -> Variant:
@@ -221,15 +219,22 @@ def _variant_of(config: SweepConfig, name: str) -> Variant:
     return next((variant for variant in config.variants if label(variant) == name), ())
 
 
-def _numbers(analysis: Analysis) -> dict[str, float]:
-    """What two variants are compared by: exponents and the law's loss at the target."""
-    told = report.report_dict(analysis)
-    exponents = {
-        f"N_exponent_{name}": told[name]["N_exponent"]["value"]
-        for name in ("approach2", "approach3")
-        if "N_exponent" in told[name]
-    }
-    return {**exponents, "target_flops": analysis.optima[0]["C"], "loss_at_target": analysis.optima[0]["loss"]["value"]}
+def _numbers(analysis: Analysis) -> dict[str, Any]:
+    """What two variants are compared by: exponents and the loss at the target, with intervals; what is not known."""
+    told, optimum = report.report_dict(analysis), analysis.optima[0]
+    columns: dict[str, Any] = {"target_flops": optimum["C"]}
+    for name in ("approach2", "approach3"):
+        columns |= _interval(f"N_exponent_{name}", told[name].get("N_exponent"))
+    weak = [verdict.name for verdict in analysis.verdicts if verdict.status != "identified"]
+    return {**columns, **_interval("loss_at_target", optimum["loss"]), "weakly_identified": " ".join(weak)}
+
+
+def _interval(name: str, est: dict[str, Any] | None) -> dict[str, float | None]:
+    """An EST as three columns."""
+    if est is None:
+        return {}
+    low, high = est["ci"] or (None, None)
+    return {name: est["value"], f"{name}_low": low, f"{name}_high": high}
 
 
 def _report(

@@ -94,7 +94,7 @@ FLAGS = {
     "experiments.train": ("config", "run", "workdir", "stores", "start", "trackers"),
     "tools.plan": ("config", "stores", "suppose_tokens", "out"),
     "tools.status": ("workdir", "[no]watch", "[no]all", "profile"),
-    "tools.analyze": ("runs", "curves", "out", "target_flops", "loss_unit"),
+    "tools.analyze": ("runs", "curves", "out", "law", "unit", "[no]thorough", "target_flops", "loss_unit"),
     "tools.compare": ("a", "b", "out", "loss_unit"),
     "tools.tokenize": ("source", "tokenizer", "processes", "out"),
     "tools.tune": ("runs", "base", "out"),
@@ -334,6 +334,20 @@ def test_a_workdir_with_something_else_in_it_is_refused(refused, tmp_path):
 def test_an_output_that_cannot_be_written_is_refused(refused, tmp_path):
     (tmp_path / "file").touch()
     assert "file" in refused("tools.plan", SMOKE, f"--out={tmp_path}/file/plan.json")
+    assert refused("tools.plan", SMOKE, f"--out={tmp_path}") == f"--out={tmp_path} is a folder (name a file)"
+
+
+@pytest.mark.parametrize(
+    ("module", "needed"),
+    [("tools.analyze", ["--runs=r"]), ("tools.compare", ["--a=a", "--b=b"]), ("tools.tune", ["--runs=r"])],
+)
+def test_an_empty_name_of_a_folder_is_refused(refused, module, needed):
+    """A folder without a name would be the current one, or the root."""
+    assert refused(module, *needed, "--out=") == "flag --out=: name a folder"
+
+
+def test_no_table_to_tune_from_is_refused(refused):
+    assert refused("tools.tune", "--runs=", "--out=o") == "no table of runs given"
 
 
 def test_status_of_no_sweep_says_how_to_start_one(refused, tmp_path):

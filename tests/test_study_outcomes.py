@@ -173,8 +173,10 @@ def test_variants_get_a_law_each_and_are_compared(run):
     table = pd.read_csv(workdir / "report" / "variants.csv").set_index("variant")
     better = table.loc["model.activation=swiglu", "lowest_loss"] / table.loc["model.activation=gelu", "lowest_loss"]
     assert better == pytest.approx(0.98, abs=0.005)
-    multiplier = table.loc["model.activation=swiglu"]
-    assert multiplier["multiplier_low"] <= multiplier["compute_multiplier"] <= multiplier["multiplier_high"] < 1
+    row = table.loc["model.activation=swiglu"]
+    for name in ("compute_multiplier", "N_exponent_approach3", "loss_at_target"):
+        assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"], name
+    assert row["compute_multiplier_high"] < 1
     assert any("model.activation=swiglu is the more efficient" in line for line in done.said)
     for number, name in enumerate(done.analyses):
         report = read_json(workdir / "report" / f"variant{number}" / "report.json")

@@ -38,6 +38,8 @@ from scaling.analysis.table import UNIT, Table, read_frame, read_table
 from scaling.errors import InputError
 
 FLAGS = flags.FLAGS
+DELTA = Objective().delta
+OF_CURVES = ("curve_columns", "curve_split", "curve_loss_unit", "tokens_per_step")
 flags.DEFINE_list("runs", None, "CSV files of runs; their rows are joined", required=True)
 flags.DEFINE_list("columns", [], "their names for our columns: N=params,D=tokens,run=name,...")
 flags.DEFINE_string("loss", "loss", "the column of losses to fit: loss, or that of another held-out text")
@@ -50,10 +52,11 @@ flags.DEFINE_string("curve_split", SPLIT, "the held-out text of the curves, wher
 flags.DEFINE_enum("curve_loss_unit", None, list(UNIT), "unit of the curves' losses; as --loss_unit, unless that is bpb")
 flags.DEFINE_float("tokens_per_step", None, "of curves in steps; none: D over steps of the table", lower_bound=1)
 flags.DEFINE_string("out", None, "folder for report.html, report.json, next_run.json and the figures", required=True)
+flags.register_validator("out", lambda out: out != "", "name a folder")
 flags.DEFINE_list("target_flops", [], "budgets to recommend a run for; none: twice the largest C of the table")
 flags.DEFINE_string("law", "chinchilla", f"of Approach 3: {', '.join(LAWS)}")
 flags.DEFINE_enum("objective", "huber_log", list(get_args(Kind)), "of its residuals, of log loss or of loss (raw)")
-flags.DEFINE_float("delta", 1e-3, "Huber's zone, in the unit of the residuals", lower_bound=1e-12)
+flags.DEFINE_float("delta", None, f"Huber's zone, in the unit of the residuals; none: {DELTA:g}", lower_bound=1e-12)
 flags.DEFINE_enum("unit", "auto", list(UNITS), "what the bootstrap resamples; auto: trunks, else runs, else rows")
 flags.DEFINE_float("unique_tokens", None, "also the optimum with this many different tokens", lower_bound=1)
 flags.DEFINE_float("inference_tokens", None, "also the optimum for serving this many tokens", lower_bound=1)
@@ -67,6 +70,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     targets = [_flops(text) for text in FLAGS.target_flops]
     law = law_named(FLAGS.law)
+    objective = _objective()
     columns = _run_columns()
     table = read_table(
         FLAGS.runs,
@@ -76,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
         exclude=FLAGS.exclude,
         needs=law.needs,
     )
-    curves = _curves(table, columns) if FLAGS.curves else None
+    curves = _curves(table, columns)
     analysis = analyze(
         table,
         curves,
@@ -84,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
         FLAGS.resamples,
         FLAGS.seed,
         law=law,
-        objective=Objective(FLAGS.objective, FLAGS.delta),
+        objective=objective,
         unit=FLAGS.unit,
         unique_tokens=FLAGS.unique_tokens,
         inference_tokens=FLAGS.inference_tokens,
@@ -104,7 +108,18 @@ def _run_columns() -> dict[str, str]:
     return {**columns, "loss": FLAGS.loss}
 
 
-def _curves(table: Table, columns: dict[str, str]) -> Curves:
+def _objective() -> Objective:
+    if FLAGS.delta is not None and not FLAGS.objective.startswith("huber"):
+        raise InputError(f"--delta={FLAGS.delta:g} is of Huber's loss", do=f"--objective={FLAGS.objective} has none")
+    return Objective(FLAGS.objective, DELTA if FLAGS.delta is None else FLAGS.delta)
+
+
+def _curves(table: Table, columns: dict[str, str]) -> Curves | None:
+    if not FLAGS.curves:
+        alone = [f"--{name}" for name in OF_CURVES if FLAGS[name].present]
+        if alone:
+            raise InputError(f"{alone[0]} without --curves", do="give the curves that it is of, or leave it out")
+        return None
     unit = FLAGS.curve_loss_unit or FLAGS.loss_unit
     if FLAGS.loss_unit == "bpb" and not FLAGS.curve_loss_unit:
         do = "curve_loss_unit=nats if it is that of curves.csv"

@@ -34,6 +34,7 @@ flags.DEFINE_enum("loss_unit", "nats", list(UNIT), "unit of both losses: nats or
 flags.DEFINE_string("law", "chinchilla", "the law of N and D to fit to each: chinchilla, coupled, kaplan or tied")
 flags.DEFINE_bool("drop_outliers", False, "leave out the rows that the column outlier marks")
 flags.DEFINE_string("out", None, "folder for compare.json, compare.html and the figure", required=True)
+flags.register_validator("out", lambda out: out != "", "name a folder")
 flags.DEFINE_integer("resamples", RESAMPLES, "bootstrap resamples", lower_bound=100)
 flags.DEFINE_integer("seed", 0, "of the bootstrap", lower_bound=0)
 

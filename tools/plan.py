@@ -50,6 +50,8 @@ COLUMNS = {
 
 def main(argv: list[str]) -> None:
     del argv
+    if OUT.value is not None and pathlib.Path(OUT.value).is_dir():
+        raise InputError(f"--out={OUT.value} is a folder", do="name a file")
     config = sweep_config(command.config_values(CONFIG))
     check_variants(config)
     texts = _texts(config)
@@ -64,7 +66,7 @@ def main(argv: list[str]) -> None:
     print(totals(rows))
     for line in repetition(config, texts, rows):
         print(line)
-    if OUT.value:
+    if OUT.value is not None:
         plan = {"cells": rows, "dropped": [dataclasses.asdict(cell) for cell in dropped]}
         write_json(pathlib.Path(OUT.value), plan)
 

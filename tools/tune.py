@@ -22,14 +22,15 @@ from scaling.tuned import write_tuning
 FLAGS = flags.FLAGS
 flags.DEFINE_list("runs", None, "CSV files of runs, results.csv of tuning sweeps; their rows are joined", required=True)
 flags.DEFINE_string("out", None, "folder for rule.json, tuning.json and tuning.html", required=True)
+flags.register_validator("out", lambda out: out != "", "name a folder")
 flags.DEFINE_string("base", "", "recipe that the runs followed but for the rate; none: as sweep.json beside them says")
 
 
 def main(argv: Sequence[str]) -> None:
     """Reads, fits, writes, and prints the optima, the rule and the next command."""
     del argv
-    base = FLAGS.base or _swept(pathlib.Path(FLAGS.runs[0]).parent)
     frame = read_frame(FLAGS.runs)
+    base = FLAGS.base or _swept(pathlib.Path(FLAGS.runs[0]).parent)
     source = hashlib.sha256(b"".join(pathlib.Path(path).read_bytes() for path in FLAGS.runs)).hexdigest()
     print(write_tuning(frame, base, source, pathlib.Path(FLAGS.out), ", ".join(FLAGS.runs)))
     print(f"page: {FLAGS.out}/tuning.html")

@@ -45,11 +45,16 @@ def polish(problem: Problem, weight_BxR: np.ndarray, start_BxP: np.ndarray, most
 
 
 def _merged(problem: Problem, weight_BxR: np.ndarray) -> tuple[Problem, np.ndarray]:
-    """The same problems with equal rows as one: several residuals that are zero together have no multipliers."""
+    """The same problems with equal rows as one: several residuals that are zero together have no multipliers.
+
+    Rows without weight make up for those that are then fewer than parameters.
+    """
     if problem.loss_BxR is not None:
         return problem, weight_BxR
     columns = [values for values in (*problem.inputs, problem.loss_R) if values is not None]
     _, first_U, group_R = np.unique(np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True)
+    missing = max(0, len(problem.law.parameters) - len(first_U))
+    first_U = np.append(first_U, np.repeat(first_U[:1], missing))
     weight_BxU = np.zeros((len(weight_BxR), len(first_U)))
     np.add.at(weight_BxU, (slice(None), group_R.ravel()), weight_BxR)
     inputs = Inputs(*(None if values is None else values[first_U] for values in problem.inputs))
@@ -167,8 +172,8 @@ def _solve(problem: Problem, weight_BxR: np.ndarray, smooth: Minimum) -> tuple[M
 def _newton(here: _Conditions, problem: Problem, active: _Active) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The step of theta, that of the multipliers, and whether the curvature along residual_Z = 0 is positive.
 
-    Held parameters and unused places stay. The curvature is positive if the matrix has as many negative eigenvalues as
-    Z has rows (Nocedal & Wright 2006, theorem 16.3).
+    Held parameters, those that no residual depends on, and unused places stay. The curvature is positive if the matrix
+    has as many negative eigenvalues as Z has rows (Nocedal & Wright 2006, theorem 16.3).
     """
     P = active.held_BxP.shape[1]
     H_BxPxP = here.at.curvature(here.force_BxR)
@@ -177,7 +182,7 @@ def _newton(here: _Conditions, problem: Problem, active: _Active) -> tuple[np.nd
         H_BxPxP = H_BxPxP + np.matmul(here.at.J_BxPxR * here.force_BxR[:, None, :], Jt_BxRxP)
     J_BxPxR = here.at.J_BxPxR * here.slope_BxR[:, None, :]
     J_BxPxZ = np.take_along_axis(J_BxPxR, active.zero_BxP[:, None, :], axis=2)
-    fixed_BxM = np.concatenate([active.held_BxP, ~active.used_BxP], axis=1)
+    fixed_BxM = np.concatenate([active.held_BxP | (J_BxPxR == 0).all(2), ~active.used_BxP], axis=1)
     top = np.concatenate([H_BxPxP, J_BxPxZ], axis=2)
     bottom = np.concatenate([J_BxPxZ.transpose(0, 2, 1), np.zeros_like(H_BxPxP)], axis=2)
     both_BxMxM = ~fixed_BxM[:, :, None] & ~fixed_BxM[:, None, :]
@@ -189,7 +194,7 @@ def _newton(here: _Conditions, problem: Problem, active: _Active) -> tuple[np.nd
     none_BxM = np.abs(value_BxM) <= SINGULAR * np.abs(value_BxM).max(1, keepdims=True)
     along_BxM = np.matmul(V_BxMxM.transpose(0, 2, 1), np.where(fixed_BxM, 0.0, misfit_BxM)[:, :, None])[:, :, 0]
     along_BxM = np.where(none_BxM, 0.0, along_BxM / np.where(none_BxM, 1.0, value_BxM))
-    step_BxM = -np.matmul(V_BxMxM, along_BxM[:, :, None])[:, :, 0]
+    step_BxM = np.where(fixed_BxM, 0.0, -np.matmul(V_BxMxM, along_BxM[:, :, None])[:, :, 0])
     bowl_B = ((value_BxM < 0) & ~none_BxM).sum(1) <= active.used_BxP.sum(1)
     return step_BxM[:, :P], step_BxM[:, P:], bowl_B & ~astray_B
 

@@ -137,7 +137,8 @@ def cheapest(
         at = optima(law, theta_BxP, centre, cost, np.exp(log_C_BxG), inference_tokens)
         share_BxG = 1 + FORWARD * inference_tokens / at.D_BxG
         slope_BxG = share_BxG * _token_slope(law, theta_BxP, centre, at)
-        step_BxG = ((np.log(loss_BxG) - np.log(at.loss_BxG)) / slope_BxG).clip(-FURTHEST, FURTHEST)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a flat frontier goes on for ever
+            step_BxG = ((np.log(loss_BxG) - np.log(at.loss_BxG)) / slope_BxG).clip(-FURTHEST, FURTHEST)
         log_C_BxG = log_C_BxG + step_BxG
         if not (np.abs(step_BxG) > SAME_LOSS).any():  # those that are NaN stay so
             break

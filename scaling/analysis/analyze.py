@@ -12,15 +12,14 @@ from scaling.analysis.disagreement import Disagreement, disagreement
 from scaling.analysis.identifiability import Verdict, judged
 from scaling.analysis.isoflop_draws import isoflop_draws
 from scaling.analysis.laws import CHINCHILLA, Law, inputs_of
+from scaling.analysis.newton import STATIONARY
 from scaling.analysis.profiles import Profile, profiles
-from scaling.analysis.resampling import Bootstrap, Unit, bootstrap
+from scaling.analysis.resampling import RESAMPLES, Bootstrap, Unit, bootstrap
 from scaling.analysis.selection import Selection, select
 from scaling.analysis.sensitivity import sensitivity
 from scaling.analysis.table import Table
 from scaling.errors import InputError
 
-RESAMPLES = 1000
-CONVERGED = 1e-6  # relative gradient of a refit
 NOT_ASKED = "it was not asked for"
 
 
@@ -31,10 +30,9 @@ class Analysis:
     bootstrap: Approach 3, the fitted law with its draws; isoflop: Approach 2; envelope: Approach 1; their *_draws
     likewise. cost: FLOPs per token against size, None where the law is not one of N and D: such a law has parameters,
     but no optimum. local_slope: EST of d ln N* / d ln C under the table's own C, at the geometric middle of its C.
-    disagreement: the test of Approach 2 against
-    the law. noise: what replicates scatter by. profiles, verdicts: of the law's parameters. selection: laws by held-out
-    budgets. sensitivity: how the answer moves with the choices made. next_cells: NextCells.to_dict(). waste,
-    data_limited, inference: lists of `decisions`, at every target.
+    disagreement: the test of Approach 2 against the law. noise: what replicates scatter by. profiles, verdicts: of the
+    law's parameters. selection: laws by held-out budgets. sensitivity: how the answer moves with the choices made.
+    next_cells: NextCells.to_dict(). waste, data_limited, inference: lists of `decisions`, at every target.
     """
 
     table: Table
@@ -56,7 +54,7 @@ class Analysis:
     verdicts: tuple[Verdict, ...] = ()
     selection: Selection | str = NOT_ASKED
     sensitivity: tuple[dict[str, Any], ...] = ()
-    next_cells: dict[str, Any] | None = None
+    next_cells: dict[str, Any] | str = NOT_ASKED
     optima: tuple[dict[str, Any], ...] = ()
     waste: tuple[dict[str, Any], ...] = ()
     data_limited: tuple[dict[str, Any], ...] = ()
@@ -76,7 +74,7 @@ class Analysis:
     @property
     def unconverged(self) -> int:
         """How many refits are not stationary."""
-        return int((self.bootstrap.gradient_B > CONVERGED).sum())
+        return int((self.bootstrap.gradient_B > STATIONARY).sum())
 
     def est(self, function: Callable[[np.ndarray], np.ndarray], positive: bool = False) -> dict[str, Any]:
         """EST of what follows from the law: function(theta_BxP) -> values_B. positive: interval on the log scale."""
@@ -105,10 +103,15 @@ def analyze(
     depends on the choices made, and which cells to train next. Raises InputError where the runs cannot determine the
     law.
     """
-    for name, values in (("target_flops", target_flops), ("unique_tokens", [unique_tokens or 1.0])):
-        for value in values:
-            if not (np.isfinite(value) and value > 0):
-                raise InputError(f"{name}={value} is not a positive number")
+    limits = {"unique_tokens": unique_tokens, "inference_tokens": inference_tokens}
+    limits = {name: value for name, value in limits.items() if value is not None}
+    for name, value in (*(("target_flops", C) for C in target_flops), *limits.items()):
+        if not (np.isfinite(value) and value > 0):
+            raise InputError(f"{name}={value} is not a positive number")
+    if resamples < 0:
+        raise InputError(f"resamples={resamples} is negative", do="0 gives no intervals; 1000 are usual")
+    if limits and not law.allocates:
+        raise InputError(f"the {law.name} law has no optimal N and D", do="use a law of N and D, chinchilla say")
     targets = tuple(float(C) for C in target_flops) or (2.0 * float(table.C_R.max()),)
     # Each part draws from its own stream, so that one approach more or less does not change the others.
     streams = [np.random.default_rng([seed, 0, part]) for part in range(4)]
@@ -117,7 +120,6 @@ def analyze(
 
     fit = fitting.fit(law, inputs_of(table, law), table.loss_R, objective)
     drawn = bootstrap(fit, table, unit=unit, resamples=resamples, seed=streams[0])
-    of_N_and_D = {"N", "D"} <= set(law.needs) <= {"N", "D", "U"}
     valleys = isoflop.isoflop(table)
     valley_draws = None
     if not isinstance(valleys, str) and np.isfinite(valleys.N_power.exponent_B[0]):
@@ -135,7 +137,7 @@ def analyze(
         resamples=resamples,
         seed=seed,
         bootstrap=drawn,
-        cost=frontier.token_cost(table) if of_N_and_D else None,
+        cost=frontier.token_cost(table) if law.allocates else None,
         isoflop=valleys,
         isoflop_draws=valley_draws,
         envelope=lower,
@@ -147,10 +149,8 @@ def analyze(
         profiles=profiled,
         verdicts=judged(fit, profiled),
     )
-    if of_N_and_D:
+    if law.allocates:
         analysis = _with_decisions(analysis, unique_tokens, inference_tokens, thorough)
-    elif unique_tokens or inference_tokens:
-        raise InputError(f"the {law.name} law has no optimal N and D", do="use a law of N and D, chinchilla say")
     return dataclasses.replace(analysis, warnings=(*table.warnings, *verdicts.warnings(analysis)))
 
 
@@ -193,11 +193,14 @@ def _local_slope(analysis: Analysis) -> dict[str, Any]:
     return analysis.est(lambda theta_BxP: frontier.local_slope(fit.law, theta_BxP, fit.centre, analysis.cost, middle))
 
 
-def _next_cells(analysis: Analysis) -> dict[str, Any] | None:
-    """Proposed where the law is one of N and D alone and has an optimum at the first target; else None."""
-    if analysis.optima[0]["N"]["value"] is None or "U" in analysis.fit.law.needs or not len(analysis.theta_BxP):
-        return None
-    found = design.next_cells(analysis.fit, analysis.table, analysis.target_flops[0], analysis.theta_BxP)
+def _next_cells(analysis: Analysis) -> dict[str, Any] | str:
+    """The cells to train next for the first target, or why none are proposed."""
+    if not len(analysis.theta_BxP):
+        return "without resamples it is not known what more runs would narrow"
+    try:
+        found = design.next_cells(analysis.fit, analysis.table, analysis.target_flops[0], analysis.theta_BxP)
+    except InputError as refused:
+        return str(refused)
     return found.to_dict()
 
 

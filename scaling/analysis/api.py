@@ -14,8 +14,9 @@ read otherwise. An estimate with an interval is a dict {"value": x or None, "ci"
 What is wrong with the input is raised as scaling.errors.InputError, which names the row and the column.
 """
 
+import numbers
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from scaling.analysis.analyze import Analysis, analyze
 from scaling.analysis.compare import Comparison
 from scaling.analysis.curves import Curves, curves_from_frame, read_curves
 from scaling.analysis.envelope import Envelope
-from scaling.analysis.fitting import HUBER_LOG, Fit, Objective
+from scaling.analysis.fitting import HUBER_LOG, Fit, Kind, Objective
 from scaling.analysis.intervals import percentile
 from scaling.analysis.isoflop import IsoFLOP
 from scaling.analysis.laws import CHINCHILLA, LAWS, Law, law_named
@@ -62,7 +63,7 @@ def read_runs(
     columns: Mapping[str, str] | None = None,
     loss_unit: LossUnit = "nats",
     drop_outliers: bool = False,
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     needs: Sequence[str] = NEEDS,
 ) -> Table:
     """Finished runs as a Table of R float64 rows: N parameters, D tokens, C FLOPs, loss.
@@ -71,34 +72,37 @@ def read_runs(
     N, D and loss are needed; C defaults to 6ND with a warning. Understood where present: run, trunk, seed, budget,
     status, reason, role, outlier, unique_tokens, width, depth, n_experts. columns: {our name: theirs}. loss_unit:
     "nats" or "bits" per token (converted to nats), or "bpb", bits per byte (kept). drop_outliers: leave out rows marked
-    in the column outlier. exclude: "EXPRESSION because REASON" each, rows to leave out. needs: Law.needs of a law that
-    does without D. Integer columns cannot overflow: they become float64 before anything is multiplied.
+    in the column outlier. exclude: "EXPRESSION because REASON", or several: rows to leave out. needs: of a law that
+    does without D, its Law.needs. Integer columns cannot overflow: they become float64 before anything is multiplied.
 
     Raises InputError, naming row and column, for an N, D, C or loss that is missing or not positive in a row without a
     status other than done, for missing columns, and for a table in which nothing is left to fit.
     """
     if isinstance(source, pd.DataFrame):
         read, given = table_from_frame, source
-    else:
+    elif isinstance(source, os.PathLike | Iterable):
         read, given = read_table, source
+    else:
+        raise InputError(f"runs={source!r} is no table", do="give a path of a CSV file, several, or a DataFrame")
+    exclude = [exclude] if isinstance(exclude, str) else exclude
     return read(given, columns=columns, loss_unit=loss_unit, drop_outliers=drop_outliers, exclude=exclude, needs=needs)
 
 
-def fit_law(runs: Runs, law: str | Law = "chinchilla", objective: Objective = HUBER_LOG, seed: int = 0) -> Fit:
+def fit_law(runs: Runs, law: str | Law = "chinchilla", objective: Kind | Objective = HUBER_LOG, seed: int = 0) -> Fit:
     """The global minimum of an objective over the parameters of a law, with a certificate (Approach 3).
 
     law: a name of LAWS (chinchilla, coupled, kaplan, tied, compute, data_constrained, overtraining, width_depth, moe)
-    or a Law, say one of your own by `scaling.analysis.laws.define`. objective: Objective(kind, delta) with kind
-    "huber_log" (delta 1e-3, the default), "squares_log", "absolute_log", or the same with "_raw" for residuals of loss
-    instead of log loss. seed: of the 24 starts.
+    or a Law, say one of your own by `scaling.analysis.laws.define`. objective: "huber_log" (the default),
+    "squares_log", "absolute_log", the same with "_raw" for residuals of loss instead of log loss, or Objective(kind,
+    delta) for a delta of Huber's loss other than 1e-3. seed: of the 24 starts.
 
     Returns a Fit: parameters by the names of law.equation (E, A and B in the loss's unit), predict(Inputs) and
     loss(N, D) -> loss_M, residual_R of log loss, and certificate (gradient, share of starts at the minimum, basins,
     conditioning, parameters at a bound). Raises InputError for fewer runs than the law can be determined from.
     Hoffmann et al. 2022, section 3.3; Besiroglu et al. 2024 on what goes wrong without a certificate.
     """
-    law = law_named(law) if isinstance(law, str) else law
-    return fitting.fit_law(_table(runs, law.needs), law, objective, seed)
+    law = _law(law)
+    return fitting.fit_law(_table(runs, law.needs), law, _objective(objective), _whole("seed", seed))
 
 
 def isoflop(runs: Runs) -> IsoFLOP:
@@ -124,9 +128,7 @@ def isoflop(runs: Runs) -> IsoFLOP:
     return found
 
 
-def envelope(
-    curves: Path | Sequence[Path] | pd.DataFrame | Curves, runs: Path | Sequence[Path] | pd.DataFrame | None = None
-) -> Envelope:
+def envelope(curves: Path | Sequence[Path] | pd.DataFrame | Curves, runs: Runs | None = None) -> Envelope:
     """The lower envelope of training curves, and power laws N*(C), D*(C) along it (Approach 1).
 
     curves: held-out losses during training, a row a point, with columns run, N, D (tokens so far), C (FLOPs so far) and
@@ -136,25 +138,27 @@ def envelope(
     Raises InputError where the envelope touches fewer than three sizes between the smallest and the largest. Hoffmann
     et al. 2022, section 3.1; intermediate losses are not annealed, which favours the ends of runs.
     """
-    if not isinstance(curves, Curves):
-        paths = [runs] if isinstance(runs, str | os.PathLike) else runs
-        known = paths if paths is None or isinstance(paths, pd.DataFrame) else read_frame(paths)
-        if isinstance(curves, pd.DataFrame):
-            curves = curves_from_frame(imports.join(curves, known, None))
-        else:
-            curves = read_curves(curves, runs=known)
-    found = enveloping.envelope(curves)
+    found = enveloping.envelope(_curves(curves, runs))
     if isinstance(found, str):
         raise InputError(found, do="Approach 1 needs curves of three sizes or more that overtake each other")
     return found
 
 
-def bootstrap(fitted: Fit, runs: Runs, *, unit: Unit = "auto", resamples: int = RESAMPLES, seed: int = 0) -> Bootstrap:
+def bootstrap(
+    fitted: Fit,
+    runs: Runs,
+    *,
+    unit: Unit = "auto",
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    sd: float | None = None,
+) -> Bootstrap:
     """B refits of a law to resampled runs: theta_BxP, its coordinates in each, and intervals of whatever follows.
 
     fitted: the law as fitted to the same runs. unit: what is resampled: "points", "runs", "trunks", "seeds", "noise",
-    or "auto" (trunks where the table names any, else runs, else rows): checkpoints of one run share their noise. Of the
-    result, of(function of theta_BxP) gives draws_B, and interval(function) an estimate with its 90 % interval.
+    or "auto" (trunks where the table names any, else runs, else rows): checkpoints of one run share their noise. sd: of
+    the noise of log loss, for "noise"; none: as the seeds of the table scatter. Of the result, of(function of
+    theta_BxP) gives draws_B, and interval(function) an estimate with its 90 % interval.
 
     Raises InputError where the table has no column for the unit, and where its rows are not those of the fit. Efron &
     Tibshirani 1993; Rubin 1981; see the module `resampling`.
@@ -162,7 +166,8 @@ def bootstrap(fitted: Fit, runs: Runs, *, unit: Unit = "auto", resamples: int = 
     table = _table(runs, fitted.law.needs)
     if len(table.loss_R) != len(fitted.loss_R) or (table.loss_R != fitted.loss_R).any():
         raise InputError("these are not the runs that the law was fitted to", do="fit it to them first")
-    return resampling.bootstrap(fitted, table, unit=unit, resamples=resamples, seed=seed)
+    resamples, seed = _whole("resamples", resamples), _whole("seed", seed)
+    return resampling.bootstrap(fitted, table, unit=unit, resamples=resamples, seed=seed, sd=sd)
 
 
 def optimum(
@@ -179,12 +184,12 @@ def optimum(
     Raises InputError for C that is not positive and for a law that is not one of N and D. Hoffmann et al. 2022, eq. 4,
     is the closed form for their law under C = 6ND.
     """
-    if not (np.isfinite(C) and C > 0):
-        raise InputError(f"C={C} is not a positive number of FLOPs")
+    if not (isinstance(C, numbers.Real) and np.isfinite(C) and C > 0):
+        raise InputError(f"C={C!r} is not a positive number of FLOPs")
     law = fitted.fit if isinstance(fitted, Bootstrap) else fitted
-    N_R = law.inputs.N_R
-    if N_R is None:
+    if not {"N", "D"} <= {*law.law.needs}:
         raise InputError(f"the {law.law.name} law is not one of N and D: it has no optimum")
+    N_R = law.inputs.N_R
     cost = frontier.six_nd(N_R.min(), N_R.max()) if runs is None else frontier.token_cost(_table(runs))
 
     def best(theta_BxP: np.ndarray) -> list[np.ndarray]:
@@ -209,7 +214,7 @@ def compare(
     *,
     names: tuple[str, str] = ("A", "B"),
     law: str | Law = CHINCHILLA,
-    objective: Objective = HUBER_LOG,
+    objective: Kind | Objective = HUBER_LOG,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
@@ -219,32 +224,79 @@ def compare(
     Returns a Comparison: multiplier (EST; above one, A is the more efficient), growth, levels, sentence(). Raises
     InputError where the units of loss differ, or no loss is common. Hernandez & Brown 2020.
     """
-    law = law_named(law) if isinstance(law, str) else law
+    if isinstance(names, str) or len(names) != 2 or len({*names}) != 2:
+        raise InputError(f"names={names!r}: two different names are needed")
+    law, objective = _law(law), _objective(objective)
+    resamples, seed = _whole("resamples", resamples), _whole("seed", seed)
     tables = (_table(runs, law.needs) for runs in (runs_a, runs_b))
-    return comparing.compare(*tables, names=names, law=law, objective=objective, resamples=resamples, seed=seed)
+    return comparing.compare(*tables, names=tuple(names), law=law, objective=objective, resamples=resamples, seed=seed)
 
 
 def report(runs: Runs | Analysis, out_dir: Path, *, title: str = TITLE, **settings: Any) -> Analysis:
     """The whole analysis, written to a folder: report.html, report.json, next_run.json, figures as SVG and PNG.
 
-    runs: of one sweep, or an Analysis that is at hand. settings: of `analyze.analyze`: target_flops (budgets in FLOPs
-    to recommend a run for), law (a name or a Law), objective, curves, unit, unique_tokens, inference_tokens, resamples,
-    seed, thorough. Returns the Analysis. Raises InputError where the folder cannot be written, the runs cannot
-    determine the law, or settings come with an Analysis, which has its own.
+    runs: of one sweep, or an Analysis that is at hand. settings: of `analyze.analyze`: target_flops (a budget in FLOPs
+    to recommend a run for, or several), law and objective (as for `fit_law`), curves (as for `envelope`), unit,
+    unique_tokens, inference_tokens, resamples, seed, thorough. Returns the Analysis. Raises InputError where the folder
+    cannot be written, the runs cannot determine the law, or settings come with an Analysis, which has its own.
     """
     if isinstance(runs, Analysis):
         if settings:
             raise InputError(f"an Analysis has its own {', '.join(settings)}", do="give runs, or no settings")
         found = runs
     else:
-        law = settings.pop("law", CHINCHILLA)
-        law = law_named(law) if isinstance(law, str) else law
-        found = analyze(_table(runs, law.needs), law=law, **settings)
+        law = _law(settings.pop("law", CHINCHILLA))
+        table = _table(runs, law.needs)
+        found = analyze(table, law=law, **_settings(runs, table, **settings))
     write_report(found, out_dir, title=title)
     return found
 
 
 def _table(runs: Runs, needs: Sequence[str] = NEEDS) -> Table:
-    return (
-        runs if isinstance(runs, Table) else read_runs(runs, needs=[name for name in needs if name in ("N", "D", "C")])
-    )
+    if isinstance(runs, Table):
+        return runs
+    return read_runs(runs, needs=[name for name in needs if name in ("N", "D", "C")])
+
+
+def _law(law: str | Law) -> Law:
+    if not isinstance(law, str | Law):
+        raise InputError(f"law={law!r} is no law", do=f"give a Law or one of {', '.join(LAWS)}")
+    return law_named(law) if isinstance(law, str) else law
+
+
+def _objective(objective: Kind | Objective) -> Objective:
+    return objective if isinstance(objective, Objective) else Objective(objective)
+
+
+def _whole(name: str, value: int) -> int:
+    if not (isinstance(value, numbers.Integral) and value >= 0):
+        raise InputError(f"{name}={value!r} is not a whole number", do="0 or more")
+    return int(value)
+
+
+def _curves(
+    curves: Path | Sequence[Path] | pd.DataFrame | Curves, runs: Runs | None, left_out: Iterable[str] = ()
+) -> Curves:
+    """Curves as they are, or read, with what they do not tell of their runs from the table of runs."""
+    if isinstance(curves, Curves):
+        return curves
+    if isinstance(runs, Table):
+        runs = pd.DataFrame({"run": runs.labels["run"], "N": runs.N_R, "D": runs.D_R, "C": runs.C_R})
+    elif runs is not None and not isinstance(runs, pd.DataFrame):
+        runs = read_frame([runs] if isinstance(runs, str | os.PathLike) else runs)
+    if isinstance(curves, pd.DataFrame):
+        return curves_from_frame(imports.join(curves, runs, None), left_out=left_out)
+    return read_curves(curves, runs=runs, left_out=left_out)
+
+
+def _settings(runs: Runs, table: Table, **settings: Any) -> dict[str, Any]:
+    """Settings of `analyze` in the forms that it takes."""
+    if settings.get("curves") is not None:
+        settings["curves"] = _curves(settings["curves"], runs, table.excluded_runs)
+    if "objective" in settings:
+        settings["objective"] = _objective(settings["objective"])
+    if "target_flops" in settings:
+        settings["target_flops"] = np.atleast_1d(settings["target_flops"]).tolist()
+        if strange := [C for C in settings["target_flops"] if not isinstance(C, numbers.Real)]:
+            raise InputError(f"target_flops={strange[0]!r} is not a positive number")
+    return settings | {name: _whole(name, settings[name]) for name in ("resamples", "seed") if name in settings}

@@ -7,31 +7,37 @@ from typing import Any
 
 from scaling.analysis import check_words
 from scaling.analysis.html import folded, prose, table
+from scaling.analysis.laws import Law
 from scaling.analysis.style import si
 
+EXPONENT = " (exponent of <i>N</i>*)"  # a, which is none of most laws' own
 
-def identifiability(found: dict[str, Any] | None, drawn: str) -> str:
+
+def identifiability(found: dict[str, Any] | None, law: Law, drawn: str) -> str:
     """What the runs determine: a verdict a parameter, and the profile curves."""
     if found is None:
         return ""
     rows = [
         [
-            f"<i>{escape(verdict['name'])}</i>",
+            f"<i>{escape(verdict['name'])}</i>" + (EXPONENT if verdict["name"] not in law.parameters else ""),
             escape(check_words.number(verdict["value"])) if verdict["status"] == "identified" else "&ndash;",
             escape(check_words.interval(*verdict["interval"])),
             escape(check_words.STATUS[verdict["status"]]),
-            escape(verdict["why"]),
+            escape(verdict["why"]) if verdict["status"] != "identified" else "&ndash;",
         ]
         for verdict in found["verdicts"]
     ]
     header = ["Parameter", "Estimate", "90% profile interval", "Verdict", "Why"]
     doubtful = any(verdict["status"] != "identified" for verdict in found["verdicts"])
     flat = prose(check_words.flat(found["flat_directions"])) if doubtful else ""
-    return prose([check_words.PROFILES]) + drawn + table(header, rows, wordy=[3, 4]) + flat
+    judged = {verdict["name"] for verdict in found["verdicts"]}
+    rest = [name for name in law.parameters if name not in judged]
+    said = [check_words.UNJUDGED.format(names=check_words.joined(rest))] if rest else []
+    return prose([check_words.PROFILES]) + drawn + table(header, rows, wordy=[0, 3, 4]) + prose(said) + flat
 
 
-def selection(found: dict[str, Any] | None, drawn: str) -> str:
-    """The laws and objectives that were tried, with their errors on what was held out."""
+def selection(found: dict[str, Any] | None, reported: str, drawn: str) -> str:
+    """The laws and objectives that were tried, with their errors on what was held out. reported: the answer's fit."""
     if found is None:
         return ""
     if "skipped" in found:
@@ -46,8 +52,10 @@ def selection(found: dict[str, Any] | None, drawn: str) -> str:
         for row in found["rows"]
     ]
     header = ["Law", "Objective and weights of rows", "Held-out RMSE of log loss", "Weight in the stack"]
-    listed = folded(f"All {len(rows)} candidates", table(header, rows, wordy=[1]))
-    return "".join(prose([sentence]) for sentence in check_words.selection(found)) + drawn + listed
+    forms = {row["law"]: row["equation"] for row in found["rows"]}
+    named = table(["Law", "Form"], [[escape(name), escape(form)] for name, form in forms.items()], wordy=[1])
+    listed = folded(f"All {len(rows)} candidates, and the forms of the laws", table(header, rows, wordy=[1]) + named)
+    return "".join(prose([sentence]) for sentence in check_words.selection(found, reported)) + drawn + listed
 
 
 def sensitivity(rows: Sequence[dict[str, Any]] | None, reported: dict[str, Any], drawn: str) -> str:

@@ -33,11 +33,10 @@ def profile_figure(profiles: Sequence["Profile"], verdicts: Sequence["Verdict"])
         axes.set_axis_off()
     panels[0].set_ylim(0, TOP)
     fig.supylabel("Rise of the objective (1 = end of interval)", fontsize=9)
-    marks = [
-        Line2D([], [], color=BLUE, label="identified"),
-        Line2D([], [], color=VERMILION, ls="--", label="weakly identified"),
-        Line2D([], [], color=INK, marker="|", ls="", ms=9, label="estimate"),
-    ]
+    marks = [Line2D([], [], color=BLUE, label="identified")]
+    if weak:
+        marks.append(Line2D([], [], color=VERMILION, ls="--", label="not identified"))
+    marks.append(Line2D([], [], color=INK, marker="|", ls="", ms=9, label="estimate"))
     fig.legend(handles=marks, loc="outside upper center", ncols=3)
     return fig
 

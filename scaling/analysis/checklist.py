@@ -1,9 +1,10 @@
 """The reporting checklist for scaling laws, filled in from the analysis, after Li, Kudugunta & Zettlemoyer 2025.
 
-Their survey of more than 50 papers ("(Mis)Fitting: A survey of scaling laws", ICLR 2025) finds most without what it
-takes to repeat them, and asks for the hypothesis, the training set-up, the collection of the data and the fitting
-algorithm. The items below are these four parts, in our words. What only the makers of the runs can know is said to be
-told by the columns that carry it, or not to be told.
+Their survey ("(Mis)Fitting Scaling Laws: A Survey of Scaling Law Fitting Techniques in Deep Learning", ICLR 2025)
+finds most papers without what it takes to repeat them, and asks for the hypothesis, the training set-up, the collection
+of the data and the fitting algorithm. The items below are these four parts in our words, not the authors'. What only
+the makers of the runs can know is filled in from the configuration of a run of the sweep, where there is one, else said
+to be told by the columns that carry it, or not to be told.
 """
 
 from collections.abc import Sequence
@@ -32,14 +33,29 @@ SET_UP = {
     "Numerical precision": ("dtype", "precision"),
     "Repeated data": ("unique_tokens", "epochs"),
     "Seeds": ("seed",),
+    "Code and checkpoints of the runs": ("code", "commit", "repository", "checkpoint"),
+}
+# Where a configuration of experiments.train tells it; what equals a default of that command is not in it.
+CONFIGURED = {
+    "Training data": ("data", "store"),
+    "Tokenizer and vocabulary": ("model", "vocab_size"),
+    "Context length": ("data", "sequence_length"),
+    "Optimizer": ("optimizer",),
+    "Schedule: warm-up and decay": ("schedule",),
 }
 
 
-def checklist(analysis: "Analysis", rates: dict[str, Any] | None = None) -> list[dict[str, str]]:
-    """[{"part", "item", "value"}] in the order of the survey. rates: as in report.write_report."""
+def checklist(
+    analysis: "Analysis",
+    rates: dict[str, Any] | None = None,
+    run: dict[str, Any] | None = None,
+    notes: Sequence[str] = (),
+) -> list[dict[str, str]]:
+    """[{"part", "item", "value"}] in the order of the survey. rates, notes: as in report.write_report. run: the
+    configuration of a run by the recipe of the table's, as in next_run.json."""
     parts = {
         "Hypothesis": _hypothesis(analysis),
-        "Training set-up": _set_up(analysis, rates),
+        "Training set-up": _set_up(analysis, rates, run or {}, notes),
         "Data collection": _collection(analysis),
         "Fitting": _fitting(analysis),
     }
@@ -61,9 +77,13 @@ def _hypothesis(analysis: "Analysis") -> list[tuple[str, str]]:
     ]
 
 
-def _set_up(analysis: "Analysis", rates: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _set_up(
+    analysis: "Analysis", rates: dict[str, Any] | None, run: dict[str, Any], notes: Sequence[str]
+) -> list[tuple[str, str]]:
     table = analysis.table
-    told = [(item, _told(table.columns, words)) for item, words in SET_UP.items()]
+    told = [(item, _configured(item, run) or _told(table.columns, words)) for item, words in SET_UP.items()]
+    if notes:
+        told.append(("Notes of the sweep", " ".join(note.rstrip(".") + "." for note in notes)))
     tuned = " ".join(rates["said"]) if rates else NOT_TOLD
     return [
         ("Number of runs", f"{len(table.N_R)} rows used, {len(np.unique(table.cluster_R))} independent of each other"),
@@ -75,12 +95,26 @@ def _set_up(analysis: "Analysis", rates: dict[str, Any] | None) -> list[tuple[st
     ]
 
 
+def _configured(item: str, run: dict[str, Any]) -> str:
+    """What the configuration of the next run says, which is of the recipe of the sweep; empty where it does not."""
+    value: Any = run
+    for key in CONFIGURED.get(item, ("",)):
+        value = value.get(key) if isinstance(value, dict) else None
+    if value is None:
+        return ""
+    name = CONFIGURED[item][-1]
+    parts = value if isinstance(value, dict) else {name: value}
+    said = ", ".join(f"{key} {part:.3g}" if isinstance(part, float) else f"{key} {part}" for key, part in parts.items())
+    return f"{said} (configuration of the next run, beyond its defaults)"
+
+
 def _told(columns: Sequence[str], words: Sequence[str]) -> str:
     """Which columns carry something; a word of three letters or fewer must be a whole part of the name."""
     found = [
         column
         for column in columns
-        if any(word in (column.lower() if len(word) > 3 else column.lower().split("_")) for word in words)
+        if not column.startswith(("N_", "C_"))
+        and any(word in (column.lower() if len(word) > 3 else column.lower().split("_")) for word in words)
     ]
     return f"told by the column{'s' if len(found) > 1 else ''} {', '.join(found)}" if found else NOT_TOLD
 

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 def checks(analysis: "Analysis") -> dict[str, Any]:
     """Keys "identifiability", "selection", "sensitivity", "next_cells", "waste", "data_limited", "inference"."""
+    cells = analysis.next_cells
     return {
         "identifiability": _identifiability(analysis),
         "selection": _selection(analysis.selection),
         "sensitivity": plain(analysis.sensitivity),
-        "next_cells": plain(analysis.next_cells),
+        "next_cells": {"skipped": cells} if isinstance(cells, str) else plain(cells),
         "waste": plain(analysis.waste),
         "data_limited": plain(analysis.data_limited),
         "inference": plain(analysis.inference),

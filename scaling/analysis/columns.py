@@ -10,6 +10,8 @@ import pandas as pd
 from scaling.errors import InputError, nearest
 from scaling.files import Path
 
+SHOWN = 40  # characters of a value that is refused
+
 
 def read_csv(path: Path) -> pd.DataFrame:
     """A CSV file as text columns. Raises InputError where it cannot be read, is no CSV, or has no rows."""
@@ -45,6 +47,9 @@ def parse_columns(pairs: Sequence[str], flag: str) -> dict[str, str]:
 
 def map_columns(frame: pd.DataFrame, columns: Mapping[str, str], where: str) -> pd.DataFrame:
     """The frame with each of our names given the values of theirs; their columns stay too."""
+    if not frame.columns.is_unique:  # a name would stand for two columns
+        twice = frame.columns[frame.columns.duplicated()][0]
+        raise InputError(f"two columns are named {twice!r}", where, do="rename or remove one")
     for theirs in columns.values():
         if theirs not in frame.columns:
             raise InputError(f"no column {theirs}", where, nearest(theirs, map(str, frame.columns)))
@@ -64,15 +69,16 @@ def numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
 
 
 def positive(frame: pd.DataFrame, name: str, where: str) -> np.ndarray:
-    """A column as float64. Refuses what is not a positive number, by its number in the column `row`."""
+    """A column as float64. Refuses what is not a positive number, by its row (the column `row`)."""
     values = numbers(frame, name)
     bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
     if bad.size:
         row, given = frame["row"].iloc[bad[0]], text(frame, name).iloc[bad[0]]
+        fault = "positive" if np.isfinite(values[bad[0]]) else "a finite number"
         what = (
             f"{name} is missing in row {row}"
             if given in ("", "nan")
-            else f"{name}={given} in row {row} is not positive"
+            else f"{name}={given:.{SHOWN}} in row {row} is not {fault}"
         )
         do = (
             "give a loss, or a column status that says why there is none"
@@ -90,6 +96,8 @@ def flag(frame: pd.DataFrame, name: str, where: str) -> np.ndarray:
     unknown = given[~given.isin(list(known))]
     if len(unknown):
         raise InputError(
-            f"{name}={unknown.iloc[0]} in row {frame['row'][unknown.index[0]]}", where, "use true or false"
+            f"{name}={unknown.iloc[0]:.{SHOWN}} in row {frame['row'][unknown.index[0]]} (counting from 0)",
+            where,
+            "use true or false",
         )
     return given.map(known).to_numpy(bool)

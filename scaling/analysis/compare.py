@@ -21,11 +21,11 @@ from scaling.analysis.fitting import HUBER_LOG, Fit, Objective, fit
 from scaling.analysis.intervals import LEVEL
 from scaling.analysis.laws import CHINCHILLA, Law, inputs_of
 from scaling.analysis.pairing import Pairs, common_weights, pairs
+from scaling.analysis.resampling import RESAMPLES
 from scaling.analysis.sides import Side, compute_at, levels, minima_ratio, side_of
 from scaling.analysis.table import Table
 from scaling.errors import InputError
 
-RESAMPLES = 1000
 ENDLESS = 1e9  # stands for an infinite logarithm, where a resampled frontier never reaches a loss
 BOUNDED = 1e3  # an end of an interval beyond it comes from such a resample
 

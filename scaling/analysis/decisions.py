@@ -160,12 +160,12 @@ def waste(analysis: "Analysis") -> list[dict[str, Any]]:
     found = []
     for g, C in enumerate(C_G):
         law, law_B, valley, valley_B = law_G[g], law_BxG[:, g], valley_G[g], valley_BxG[:, g]
-        if not np.isfinite(law * valley):
+        if not (np.isfinite(law) and np.isfinite(valley)):
             continue
         # Where Approach 2 is right, the law's size is law / valley times the optimum; so is the size taken for it here.
         for follow, if_right, N, followed, followed_B in (
             ("approach2", "approach3", valley, valley, np.full_like(law_B, valley)),
-            ("approach3", "approach2", law, law * law / valley, law_B * law / valley_B),
+            ("approach3", "approach2", law, law * (law / valley), law_B * (law / valley_B)),
         ):
             share = signed_waste(fit.law, fit.theta_P[None], fit.centre, cost, C, np.array([followed]))[0]
             share_B = signed_waste(fit.law, theta_BxP, fit.centre, cost, C, followed_B)

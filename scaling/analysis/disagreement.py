@@ -39,8 +39,8 @@ class Disagreement(NamedTuple):
 def disagreement(fitted: Fit, found: IsoFLOP, table: Table, rng: np.random.Generator) -> Disagreement | None:
     """The paired test of a fit to all rows of the table against Approach 2; None for fewer than two optima.
 
-    p is NaN where the law puts its optima beyond the sizes, so that it has no exponent there. Raises InputError for a
-    fit to other rows.
+    sd and p are NaN where the law puts its optima beyond the sizes, so that it has no exponent there. Raises InputError
+    for a fit to other rows.
     """
     if len(found.usable) < 2:
         return None
@@ -51,7 +51,7 @@ def disagreement(fitted: Fit, found: IsoFLOP, table: Table, rng: np.random.Gener
     predicted_R = fitted.predict(inputs)
     law = float(_exponents(found, predicted_R[None])[0])
     noise_BxR = found.noise * rng.standard_normal((RESAMPLES, len(predicted_R)))
-    loss_BxR = predicted_R * (1 + noise_BxR)
+    loss_BxR = predicted_R * np.exp(noise_BxR)
     theta_BxP = refit(
         fitted,
         inputs,
@@ -66,9 +66,10 @@ def disagreement(fitted: Fit, found: IsoFLOP, table: Table, rng: np.random.Gener
     null_B = null_B[np.isfinite(null_B)]
     data = float(found.N_power.exponent_B[0])
     gap = data - law
+    if not np.isfinite(gap) or len(null_B) < 2:
+        return Disagreement(data, law, gap, float("nan"), float("nan"))
     beyond = int((np.abs(null_B) >= abs(gap)).sum())
-    p = (1 + beyond) / (1 + len(null_B)) if np.isfinite(gap) else float("nan")
-    return Disagreement(data, law, gap, float(null_B.std()), p)
+    return Disagreement(data, law, gap, float(null_B.std()), (1 + beyond) / (1 + len(null_B)))
 
 
 def _exponents(found: IsoFLOP, loss_BxR: np.ndarray, scatter_BxK: np.ndarray | float = 0.0) -> np.ndarray:

@@ -13,6 +13,7 @@ from scaling.analysis.style import APPROACH_NAME, si
 def exponents(analysis: Analysis, report: dict[str, Any]) -> str:
     """The exponents of the three approaches side by side, and how to read them."""
     rows = []
+    weak = "; weakly identified" if "a" in check_words.weak(report["identifiability"]) else ""
     for name in ("approach1", "approach2", "approach3"):
         found = report[name]
         if "skipped" in found:
@@ -23,11 +24,11 @@ def exponents(analysis: Analysis, report: dict[str, Any]) -> str:
                     APPROACH_NAME[name],
                     est(found["N_exponent"]),
                     est(found["D_exponent"]),
-                    words.under(name, analysis.fit.law.parameters),
+                    _how(name, found["N_exponent"], analysis, weak),
                 ]
             )
     local = report["approach3"]["N_exponent_local"]
-    how = "local slope in the middle of the runs"
+    how = f"local slope in the middle of the runs{weak}"
     rows.append(["Approach 3 under the table's own <i>C</i>", est(local), "&ndash;", how])
     header = ["Approach", "<i>N</i>* ∝ <i>C</i><sup>a</sup>", "<i>D</i>* ∝ <i>C</i><sup>b</sup>", "How"]
     both = ""
@@ -35,15 +36,26 @@ def exponents(analysis: Analysis, report: dict[str, Any]) -> str:
         if key in report:
             other = report[key]["N_exponent"]
             said = ", ".join(f"Approach {name[-1]} {value:.3f}" for name, value in other.items() if value is not None)
-            both = f"<p>{key.replace('_', ' ').capitalize()}, the exponents of <i>N</i>* would be: {said}.</p>\n"
+            which = key.replace("_", " ").replace("outliers", "the rows marked as outliers").capitalize()
+            both = f"<p>{which}, the estimates for <i>N</i>* would be (without intervals): {said}.</p>\n"
     return table(header, rows, wordy=[0, 3]) + prose([words.exponents(analysis)]) + both
+
+
+def _how(name: str, est: dict[str, Any], analysis: Analysis, weak: str) -> str:
+    """Where an exponent comes from, and what keeps it from being read as a number."""
+    if est["value"] is None:
+        return words.NONE[name]
+    caveat = weak if name == "approach3" else ""
+    if name == "approach1" and est["ci"] is None:
+        caveat = "; weakly identified: most resamples gave no slope"
+    return words.under(name, analysis.fit.law.parameters) + caveat
 
 
 def waste(found: Sequence[dict[str, Any]] | None) -> str:
     """What following the wrong approach would cost."""
     if not found:
         return ""
-    header = ["<i>C</i> (FLOPs)", "Follow", "If right is", "<i>N</i> followed", "Compute wasted"]
+    header = ["<i>C</i> (FLOPs)", "Train the size of", "Where right is", "<i>N</i>", "Compute wasted"]
     rows = [
         [
             flops(entry["C"]),
@@ -61,12 +73,12 @@ def isoflop(found: dict[str, Any], drawn: str) -> str:
     """The minimum of each budget."""
     if "skipped" in found:
         return f"<p>Skipped: {escape(found['skipped'])}.</p>"
-    header = ["<i>C</i> (FLOPs)", "Runs", "Status", "<i>N</i>*", "<i>D</i>*", "<i>D</i>*/<i>N</i>*", "Loss at minimum"]
+    header = ["<i>C</i> (FLOPs)", "Rows", "Minimum", "<i>N</i>*", "<i>D</i>*", "<i>D</i>*/<i>N</i>*", "Loss there"]
     biased = any(budget.get("parabola_bias") is not None for budget in found["budgets"])
     rows = [_budget(budget, biased) for budget in found["budgets"]]
     if biased:
-        header.append("A parabola would be off by")
-    return drawn + table(header, rows) + prose([f"Method: {found['method']}.", *([words.BIAS] if biased else [])])
+        header.append("A parabola misses by")
+    return drawn + table(header, rows) + prose([words.MINIMA, *([words.BIAS] if biased else [])])
 
 
 def _budget(budget: dict[str, Any], biased: bool) -> list[str]:
@@ -74,9 +86,9 @@ def _budget(budget: dict[str, Any], biased: bool) -> list[str]:
     row = [
         flops(budget["C"]),
         str(budget["n"]),
-        escape(budget["status"].replace("_", " ")),
-        si(budget["N_opt"]) if known else "&ndash;",
-        si(budget["D_opt"]) if known else "&ndash;",
+        "inside" if budget["status"] == "ok" else escape(budget["status"].replace("_", " ")),
+        est({"value": budget["N_opt"], "ci": budget["N_interval"]}, si),
+        est({"value": budget["D_opt"], "ci": budget["D_interval"]}, si),
         f"{budget['D_opt'] / budget['N_opt']:.3g}" if known else "&ndash;",
         f"{budget['loss_opt']:.4f}" if known else "&ndash;",
     ]
@@ -96,12 +108,12 @@ def law(analysis: Analysis, report: dict[str, Any], drawn: str) -> str:
     ]
     certificate = [[escape(name), escape(text)] for name, text in words.certificate(found, report["laws"][0])]
     return (
-        prose([words.law(found, analysis.fit.law.equation)])
+        prose([words.law(found, analysis.fit.law.equation), words.units(analysis)])
         + table(["Parameter", "Estimate and 90% interval"], rows)
         + drawn
         + "<h3>The certificate of the fit</h3>\n"
-        + prose([words.CERTIFICATE])
-        + table(["Certificate of the fit", "Value"], certificate, wordy=[0])
+        + prose([words.certified(found["certificate"])])
+        + table(["Fact", "Value"], certificate, wordy=[0])
     )
 
 

@@ -92,7 +92,7 @@ def six_nd(smallest: float, largest: float) -> TokenCost:
 
 def inputs_at(law: Law, N: np.ndarray, D: np.ndarray) -> Inputs:
     """Runs of N parameters on D tokens, all of them new. Raises InputError for a law that is not of these alone."""
-    if not {"N", "D"} <= set(law.needs) <= {"N", "D", "U"}:
+    if not law.allocates:
         what = f"the {law.name} law is one of {', '.join(law.needs)}: N and D alone do not give its loss"
         raise InputError(what, do="a compute-optimal N and D needs a law of N and D, chinchilla say")
     return Inputs(N_R=N, D_R=D, U_R=D if "U" in law.needs else None)

@@ -23,19 +23,17 @@ coordinates of unit curvature (Transtrum, Machta & Sethna 2011 call them sloppy)
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from scaling.analysis.fitting import Fit
 from scaling.analysis.pinning import EXPONENT, quantities
 from scaling.analysis.profiles import Profile, profiles
+from scaling.analysis.resampling import Bootstrap
 from scaling.analysis.sandwich import sandwich
 from scaling.analysis.table import warning
 from scaling.analysis.uncertainty import LEVEL
-
-if TYPE_CHECKING:
-    from scaling.analysis.resampling import Bootstrap
 
 MIN_DOF = 3  # runs less parameters
 MIN_SPAN = 2.0  # of an input
@@ -71,7 +69,7 @@ class Verdict:
     why: str
 
 
-def verdicts(fitted: Fit, bootstrap: "Bootstrap | None" = None, level: float = LEVEL) -> tuple[Verdict, ...]:
+def verdicts(fitted: Fit, bootstrap: Bootstrap | None = None, level: float = LEVEL) -> tuple[Verdict, ...]:
     """A verdict on each parameter that is one coordinate, on the exponent "a" of N*(C), and on all at bounds.
 
     bootstrap: of this fit; without it, rows of different sizes count as independent. level: of the intervals.

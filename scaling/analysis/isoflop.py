@@ -23,6 +23,7 @@ from scaling.analysis.powers import Power, excess, power_law
 from scaling.analysis.table import MIN_SIZES, Table
 
 Status = Literal["ok", "edge", "too_few", "not_convex", "not_bracketed"]
+SAME = 1e-6  # relative difference of N up to which two sizes are one, printed with other digits
 METHOD = (
     "minimum of a two-exponential valley in ln N whose exponents all budgets share, plus a smooth departure from it "
     "(universal kriging, averaged over exponents and roughness by their restricted likelihood; the most accurate of "
@@ -176,7 +177,7 @@ def shape(share_HxL: np.ndarray) -> tuple[float, float, float]:
 def _without(cells: Cells) -> Budget:
     """A budget before its curve is fitted; ok here says that it can be."""
     nothing = float("nan")
-    too_few = len(cells.N_S) < MIN_SIZES
+    too_few = 1 + (np.diff(np.log(cells.N_S)) > SAME).sum() < MIN_SIZES
     status = "too_few" if too_few else "ok" if interior(cells.loss_S[None])[0] else "edge"
     return Budget(cells, status, nothing, nothing, nothing, nothing, nothing, np.zeros(len(cells.N_S), bool), None)
 

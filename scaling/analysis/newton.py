@@ -179,6 +179,9 @@ def _minimise(problem: Problem, weight_BxR: np.ndarray, start_BxP: np.ndarray, s
     B = len(start_BxP)
     theta_BxP = start_BxP.clip(lower_P, upper_P)
     here = local(problem, weight_BxR, theta_BxP, steps.newton)
+    # A start may lie where second derivatives overflow (no step leads there): its first step is of reweighted squares.
+    lost_B = ~np.isfinite(here.newton_BxPxP).all((1, 2))
+    here.newton_BxPxP[lost_B] = here.reweighted_BxPxP[lost_B]
     damping_B, steps_B = np.full(B, steps.damping), np.zeros(B, np.int64)
     alive_A = np.arange(B)
     for _ in range(steps.most):
@@ -241,11 +244,13 @@ def _step(here: Local, damping_B: np.ndarray, free_AxP: np.ndarray, alive_A: np.
 
 
 def _condition(metric_BxPxP: np.ndarray, free_BxP: np.ndarray) -> np.ndarray:
-    """Condition number of the normalised (unit diagonal) curvature of the free parameters."""
+    """Condition number of the normalised (unit diagonal) curvature of the free parameters; infinite where that is."""
+    known_B = np.isfinite(metric_BxPxP).all((1, 2))
+    metric_BxPxP = np.where(known_B[:, None, None], metric_BxPxP, 0.0)
     diagonal_BxP = np.einsum("bpp->bp", metric_BxPxP)
-    scale_BxP = np.where(free_BxP & (diagonal_BxP > 0), diagonal_BxP, 1.0) ** -0.5
+    scale_BxP = np.where(free_BxP & (diagonal_BxP > np.finfo(np.float64).tiny), diagonal_BxP, 1.0) ** -0.5
     both_BxPxP = free_BxP[:, :, None] & free_BxP[:, None, :]
     unit_BxPxP = np.where(both_BxPxP, metric_BxPxP * scale_BxP[:, :, None] * scale_BxP[:, None, :], 0.0)
     unit_BxPxP = unit_BxPxP + np.where(free_BxP, 0.0, 1.0)[:, :, None] * np.eye(free_BxP.shape[1])
     eigenvalue_BxP = np.linalg.eigvalsh(unit_BxPxP)
-    return eigenvalue_BxP[:, -1] / np.maximum(eigenvalue_BxP[:, 0], 1e-300)
+    return np.where(known_B, eigenvalue_BxP[:, -1] / np.maximum(eigenvalue_BxP[:, 0], 1e-300), np.inf)

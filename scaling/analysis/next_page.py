@@ -7,7 +7,7 @@ from typing import Any
 
 from scaling.analysis import check_words, words
 from scaling.analysis.analyze import Analysis
-from scaling.analysis.answer import GRADES, NOTHING, RULE, Answer
+from scaling.analysis.answer import GRADES, NOTHING, RULE, TERMS, Answer, per_parameter
 from scaling.analysis.html import est, flops, folded, prose, table
 from scaling.analysis.style import si
 from scaling.analysis.verdicts import times
@@ -22,7 +22,7 @@ def answer(found: Answer) -> str:
     return (
         f'<div class="answer {found.grade}"><p><strong>{escape(found.train)}</strong></p>\n'
         f'<p><span class="grade">{grade}</span>{escape(rest)}</p>\n<p>{escape(found.next)}</p></div>\n'
-        + folded("How the grade is given", prose([RULE]))
+        + folded("What the words mean, and how the grade is given", prose([TERMS]) + prose([RULE]))
     )
 
 
@@ -43,7 +43,7 @@ def next_runs(analysis: Analysis, runs: Sequence[dict[str, Any]]) -> str:
             flops(run["target_flops"]),
             est(run["N"], si),
             est(run["D"], si),
-            f"{run['tokens_per_parameter']:.3g}",
+            est(per_parameter(run["N"], run["D"]), "{:.3g}".format),
             est(run["loss"]),
             times(run["extrapolation_factor"]),
         ]
@@ -51,30 +51,45 @@ def next_runs(analysis: Analysis, runs: Sequence[dict[str, Any]]) -> str:
     ]
     configs = "".join(
         folded(
-            f"The configuration for {flops(run['target_flops'])} FLOPs",
+            f"The configuration for {flops(run['target_flops'])} FLOPs: {configuration(run['run'])}",
             f"<pre>{escape(json.dumps(run['run'], indent=2))}</pre>",
         )
         for run in runs
         if run.get("run") is not None
     )
-    return table(header, rows) + prose([words.next_run(analysis)]) + configs + _cells(analysis.next_cells)
+    cells = _cells(analysis.next_cells, analysis.optima[0]["C"])
+    return table(header, rows) + configs + prose([words.next_run(analysis)]) + cells
 
 
-def _cells(found: dict[str, Any] | None) -> str:
-    if found is None:
-        return ""
+def configuration(run: dict[str, Any]) -> str:
+    """A configuration in a line: "d_model 48, n_layers 3, 6,873 steps of 8 times 64 tokens, peak_lr 0.00868".
+
+    What it does not hold is left out.
+    """
+    shape = run.get("model", run)
+    said = [f"{name} {shape[name]:,}" for name in ("d_model", "n_layers") if name in shape]
+    length = run.get("data", {}).get("sequence_length")
+    if "steps" in run and "batch_size" in run and length:
+        said.append(f"{run['steps']:,} steps of {run['batch_size']:,} times {length:,} tokens")
+    peak = run.get("optimizer", {}).get("peak_lr")
+    return ", ".join([*said, f"peak_lr {peak:.3g}"] if peak else said)
+
+
+def _cells(found: dict[str, Any] | str, C: float) -> str:
+    if isinstance(found, str):
+        return prose([f"No further cells are proposed: {found}."])
     rows = [[flops(cell["C"]), si(cell["N"]), si(cell["D"]), f"{cell['D'] / cell['N']:.3g}"] for cell in found["cells"]]
     listed = table(["<i>C</i> (FLOPs)", "<i>N</i>", "<i>D</i>", "<i>D</i>/<i>N</i>"], rows) if rows else ""
     if len(rows) > SHOWN:
         listed = folded(f"The {len(rows)} cells, the best first", listed)
-    return "<h3>Cells that would narrow this answer most</h3>\n" + prose([check_words.cells(found)]) + listed
+    return "<h3>Cells that would narrow this answer most</h3>\n" + prose([check_words.cells(found, C)]) + listed
 
 
-def limited(found: Sequence[dict[str, Any]] | None) -> str:
-    """The optimum at each target when there are only so many unique tokens."""
+def limited(found: Sequence[dict[str, Any]] | None, unit: str) -> str:
+    """The optimum at each target when there are only so many unique tokens. unit: of the loss."""
     if not found:
         return ""
-    header = ["Target <i>C</i> (FLOPs)", "<i>N</i>", "<i>D</i>", "Epochs", "Loss", "Limit binds"]
+    header = ["Target <i>C</i> (FLOPs)", "<i>N</i>", "<i>D</i>", "Epochs", f"Loss ({unit})", "Limit binds"]
     rows = [
         [
             flops(entry["C"]),
@@ -87,23 +102,22 @@ def limited(found: Sequence[dict[str, Any]] | None) -> str:
         for entry in found
     ]
     first = found[0]
-    return prose([f"With {si(first['unique_tokens'])} unique tokens. Repeated ones: {first['basis']}."]) + table(
-        header, rows
-    )
+    said = [f"With {si(first['unique_tokens'])} unique tokens.", f"Repeated tokens count {first['basis']}."]
+    return prose(said) + table(header, rows)
 
 
-def served(found: Sequence[dict[str, Any]] | None) -> str:
-    """The cheapest run at each target's loss, training and serving together."""
+def served(found: Sequence[dict[str, Any]] | None, unit: str) -> str:
+    """The cheapest run at each target's loss, training and serving together. unit: of the loss."""
     if not found:
         return ""
-    header = ["Target <i>C</i> (FLOPs)", "<i>N</i>", "<i>D</i>", "Loss", "FLOPs in all", "Saved"]
+    header = ["Target <i>C</i> (FLOPs)", "<i>N</i>", "<i>D</i>", f"Loss ({unit})", "FLOPs in all", "Saved"]
     rows = [
         [
             flops(entry["C"]),
             est(entry["N"], si),
             est(entry["D"], si),
             est(entry["loss"]),
-            "&ndash;" if entry["total_flops"]["value"] is None else flops(entry["total_flops"]["value"]),
+            est(entry["total_flops"], flops),
             est(entry["saved"], "{:.1%}".format),
         ]
         for entry in found
@@ -111,8 +125,8 @@ def served(found: Sequence[dict[str, Any]] | None) -> str:
     return prose([words.served(found[0]["inference_tokens"])]) + table(header, rows)
 
 
-def prediction(record: dict[str, Any] | None) -> str:
-    """A prediction that was made earlier, beside the measurement."""
+def prediction(record: dict[str, Any] | None, unit: str) -> str:
+    """A prediction that was made earlier, beside the measurement. unit: of the losses."""
     if record is None:
         return ""
     measured = record["measured"]
@@ -127,5 +141,6 @@ def prediction(record: dict[str, Any] | None) -> str:
         shown,
         verdict,
     ]
-    header = ["Run", "<i>C</i> (FLOPs)", "<i>N</i>", "<i>D</i>", "Predicted loss", "Measured loss", "Verdict"]
-    return prose([words.prediction(record)]) + table(header, [row])
+    losses = [f"Predicted loss ({unit})", "Measured loss"]
+    header = ["Run", "<i>C</i> (FLOPs)", "<i>N</i>", "<i>D</i>", *losses, "Verdict"]
+    return prose([words.prediction(record, unit)]) + table(header, [row], wordy=[0, 6])

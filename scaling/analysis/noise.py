@@ -15,12 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import sparse, stats
 
-from scaling.analysis.fitting import Fit, Objective, fit
-from scaling.analysis.laws import CHINCHILLA, Inputs
+from scaling.analysis.fitting import SQUARES_LOG, Fit, fit
 from scaling.analysis.table import Table
 from scaling.analysis.uncertainty import LEVEL
 
-LEAST_SQUARES = Objective(kind="squares_log", delta=1e3)  # Huber's loss inside its zone
 MIN_DOF = 4  # of a budget that gets a noise floor of its own: below, the interval spans more than a factor of three
 
 
@@ -83,7 +81,7 @@ def noise(table: Table, fitted: Fit) -> Noise | str:
         unit=table.unit,
         budgets=_budgets(table, repeated),
         residual_rms=float(np.sqrt((fitted.residual_R**2).sum() / left)) if left > 0 else None,
-        misfit=_lack_of_fit(table, units),
+        misfit=_lack_of_fit(fitted, units),
         agree=table.seeds.agree,
         differ=table.seeds.differ,
     )
@@ -153,16 +151,16 @@ def _free(fitted: Fit) -> int:
     return len(fitted.theta_P) - len(fitted.certificate["at_bound"])
 
 
-def _lack_of_fit(table: Table, units: _Units) -> dict[str, Any]:
-    """The F test, on a least-squares fit: the law of the report, by Huber's loss, need not be nearest in squares."""
+def _lack_of_fit(fitted: Fit, units: _Units) -> dict[str, Any]:
+    """The F test, on a least-squares fit: the law of the report, by its objective, need not be nearest in squares."""
     if len(np.unique(units.trajectory_U)) < len(units.trajectory_U):
         return {"skipped": "rows share trunks or runs, so that their distances from the law are not independent"}
     _, setting_U = np.unique(units.setting_U, return_inverse=True)
     count_S = np.bincount(setting_U)
-    if len(count_S) <= len(CHINCHILLA.parameters):
-        return {"skipped": f"{len(count_S)} settings leave nothing to test a law of five parameters by"}
-    inputs = Inputs(table.N_R[units.first_U], table.D_R[units.first_U])
-    squares = fit(CHINCHILLA, inputs, units.loss_U, LEAST_SQUARES)
+    law, P = fitted.law, len(fitted.law.parameters)
+    if len(count_S) <= P:
+        return {"skipped": f"{len(count_S)} settings leave nothing to test a law of {P} parameters by"}
+    squares = fit(law, fitted.inputs.rows(units.first_U), units.loss_U, SQUARES_LOG)
     noise_dof, misfit_dof = len(units.loss_U) - len(count_S), len(count_S) - _free(squares)
     noise_squares = _squares(np.log(units.loss_U), setting_U)
     of_noise = noise_squares / noise_dof

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from scaling.analysis import captions, check_page, fit_page, next_page, remedies, words
+from scaling.analysis import captions, check_page, check_words, fit_page, next_page, remedies, words
 from scaling.analysis.analyze import Analysis
 from scaling.analysis.answer import answer
 from scaling.analysis.html import bullets, contents, document, figure, folded, prose, sections, table
@@ -33,17 +33,20 @@ def page(
         ("The answer in three sentences", next_page.answer(answer(analysis))),
         ("Warnings, and what to do about them", _warnings(analysis)),
         ("What to run next", next_page.next_runs(analysis, runs) if analysis.optima else ""),
-        ("With limited data", next_page.limited(report["data_limited"])),
-        ("When the model will be served", next_page.served(report["inference"])),
-        ("The prediction, put to the test", next_page.prediction(report.get("prediction"))),
+        ("With limited data", next_page.limited(report["data_limited"], analysis.table.unit)),
+        ("When the model will be served", next_page.served(report["inference"], analysis.table.unit)),
+        ("The prediction, put to the test", next_page.prediction(report.get("prediction"), analysis.table.unit)),
         (
             "How the optimum grows with compute",
             fit_page.exponents(analysis, report) + show("optima") + fit_page.waste(report["waste"]),
         ),
         ("IsoFLOP minima (Approach 2)", fit_page.isoflop(report["approach2"], show("isoflop"))),
         ("The fitted law (Approach 3)", fit_page.law(analysis, report, show("surface", "residuals"))),
-        ("What the runs determine", check_page.identifiability(report["identifiability"], show("profiles"))),
-        ("Which law predicts best", check_page.selection(report["selection"], show("held_out"))),
+        (
+            "What the runs determine",
+            check_page.identifiability(report["identifiability"], analysis.fit.law, show("profiles")),
+        ),
+        ("Which law predicts best", check_page.selection(report["selection"], _fitted(analysis), show("held_out"))),
         (
             "How the answer moves",
             check_page.sensitivity(report["sensitivity"], analysis.local_slope, show("sensitivity")),
@@ -62,6 +65,12 @@ def page(
     head = f'<h1>{escape(title)}</h1>\n<p class="lead">{escape(words.lead(analysis))}</p>\n'
     # The contents stand behind the answer: who reads no further has read that.
     return document(title, head + sections(parts[:1]) + contents(parts[1:]) + sections(parts[1:]))
+
+
+def _fitted(analysis: Analysis) -> str:
+    """The fit of the answer: "chinchilla law (Huber)"."""
+    how = check_words.variant({"objective": analysis.fit.objective.kind, "weighting": "equal"})
+    return f"{analysis.fit.law.name} law ({how})"
 
 
 def _drawn(analysis: Analysis, figures: dict[str, str]) -> dict[str, str]:
@@ -102,7 +111,9 @@ def _data(data: dict[str, Any], notes: Sequence[str]) -> str:
             for reason in reasons
         ]
         dropped = folded(
-            f"{len(data['dropped'])} rows were left out, and why",
+            "1 row was left out, and why"
+            if len(data["dropped"]) == 1
+            else f"{len(data['dropped'])} rows left out, and why",
             table(["Rows (from 0)", "Reason"], rows, wordy=[0, 1]),
         )
     return bullets(facts) + dropped + f'<p class="hash">SHA-256 of the table: {escape(data["sha256"])}</p>\n'

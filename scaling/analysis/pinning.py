@@ -68,8 +68,7 @@ class Quantity(NamedTuple):
 def quantities(law: Law) -> tuple[Quantity, ...]:
     """Everything of a law that can be held: its parameters that are one coordinate each, and the exponent of N*(C)."""
     found = [
-        Quantity(name, coordinate.index, None, log=not np.isclose(coordinate.decode(2.0), 2.0))
-        for name, coordinate in law.coordinates.items()
+        Quantity(name, coordinate.index, None, coordinate.logarithmic) for name, coordinate in law.coordinates.items()
     ]
     for size, data in PAIRS:
         if set(law.needs) == {"N", "D"} and {size, data} <= law.coordinates.keys():

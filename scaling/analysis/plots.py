@@ -91,7 +91,9 @@ def isoflop_figure(analysis: Analysis) -> Figure:
     handles = handles[::-1] if budgets[0].cells.loss_S.min() < budgets[-1].cells.loss_S.min() else handles
     legend = axes.legend(handles=handles, title="Compute $C$ (FLOPs)", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.add_artist(legend)
-    marks = [Line2D([], [], ls="", marker="*", ms=10, color=INK, mec="white", mew=0.6, label="fitted minimum")]
+    marks = []
+    if any(budget.status == "ok" for budget in budgets):
+        marks.append(Line2D([], [], ls="", marker="*", ms=10, color=INK, mec="white", mew=0.6, label="fitted minimum"))
     if any(budget.status != "ok" for budget in budgets):
         marks.append(Line2D([], [], ls="", marker="x", ms=7, mew=1.4, color=VERMILION, label="lowest, not an optimum"))
     axes.legend(handles=marks, loc="lower left", bbox_to_anchor=(1.0, 0.0))
@@ -154,15 +156,17 @@ def optima_figure(analysis: Analysis) -> Figure:
         log_axis(axes, "x", "", tens=True)
         log_axis(axes, "y", label)
     panels[-1].set_xlabel(COMPUTE)
-    handles, names = panels[0].get_legend_handles_labels()
+    handles, names = (found[::-1] for found in panels[0].get_legend_handles_labels())  # Approach 1 first
     fig.legend(handles, names, loc="outside upper center", ncols=2 if len(handles) > 2 else 3, columnspacing=1.6)
     return fig
 
 
 def _band(axes: Axes, C_G: np.ndarray, centre_G: np.ndarray, draws_BxG: np.ndarray, name: str, line: str) -> None:
-    axes.plot(C_G, centre_G, line, color=APPROACH[name], label=APPROACH_NAME[name], zorder=3)
     # As in estimate(): an interval of fewer than half the resamples is none.
-    if len(draws_BxG) and np.isfinite(draws_BxG).mean(0).min() > 0.5:
+    known = len(draws_BxG) and np.isfinite(draws_BxG).mean(0).min() > 0.5
+    label = APPROACH_NAME[name] + ("" if known else " (no interval)")
+    axes.plot(C_G, centre_G, line, color=APPROACH[name], label=label, zorder=3)
+    if known:
         low_G, high_G = np.nanquantile(draws_BxG, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         axes.fill_between(C_G, low_G, high_G, color=APPROACH[name], alpha=0.16, lw=0)
 
@@ -192,7 +196,7 @@ def surface_figure(analysis: Analysis) -> Figure:
     aims = [optimum for optimum in analysis.optima if optimum["N"]["value"] is not None]
     if aims:
         at = [[optimum["C"] for optimum in aims], [optimum["N"]["value"] for optimum in aims]]
-        axes.plot(*at, "*", ms=12, color=ORANGE, mec=INK, mew=0.6, ls="", label="recommended next run", zorder=6)
+        axes.plot(*at, "*", ms=12, color=ORANGE, mec=INK, mew=0.6, ls="", label="optimum at the target", zorder=6)
     log_axis(axes, "x", COMPUTE, tens=True)
     log_axis(axes, "y", SIZE)
     fig.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3)

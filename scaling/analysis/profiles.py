@@ -22,7 +22,6 @@ kappa is one for a log likelihood. For a robust objective it is not known from t
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
@@ -31,12 +30,10 @@ from scaling.analysis.fitting import Fit, problem_of
 from scaling.analysis.newton import Problem, huber, residuals
 from scaling.analysis.pinning import Quantity, pinned, quantities, quantity_named
 from scaling.analysis.profile_search import Curve, Search, explore, fill, start
+from scaling.analysis.resampling import Bootstrap
 from scaling.analysis.sandwich import Sandwich, sandwich
 from scaling.analysis.uncertainty import LEVEL
 from scaling.errors import InputError
-
-if TYPE_CHECKING:
-    from scaling.analysis.resampling import Bootstrap
 
 INNER = 0.6  # central share of the draws that a profile must span before they calibrate it
 ROUNDING = 1e-12  # residual of log loss that is rounding: no threshold is below that of residuals of this size
@@ -60,12 +57,12 @@ class Profile:
     threshold: float
 
 
-def profile(fitted: Fit, name: str, level: float = LEVEL, bootstrap: "Bootstrap | None" = None) -> Profile:
+def profile(fitted: Fit, name: str, level: float = LEVEL, bootstrap: Bootstrap | None = None) -> Profile:
     """The profile of one parameter of a fit, or of the exponent "a" of N*(C). Raises InputError for another name."""
     return _profiles(fitted, (quantity_named(fitted.law, name),), level, bootstrap)[0]
 
 
-def profiles(fitted: Fit, level: float = LEVEL, bootstrap: "Bootstrap | None" = None) -> tuple[Profile, ...]:
+def profiles(fitted: Fit, level: float = LEVEL, bootstrap: Bootstrap | None = None) -> tuple[Profile, ...]:
     """The profiles of all parameters that are one coordinate of the law, and of the exponent "a" of N*(C).
 
     bootstrap: of this fit; its draws calibrate the threshold. Without it, rows of different sizes are independent.
@@ -74,7 +71,7 @@ def profiles(fitted: Fit, level: float = LEVEL, bootstrap: "Bootstrap | None" = 
 
 
 def _profiles(
-    fitted: Fit, held: tuple[Quantity, ...], level: float, bootstrap: "Bootstrap | None"
+    fitted: Fit, held: tuple[Quantity, ...], level: float, bootstrap: Bootstrap | None
 ) -> tuple[Profile, ...]:
     if not held:
         return ()
@@ -120,16 +117,20 @@ def _assumed(search: Search, fitted: Fit, spread: Sandwich, level: float) -> np.
     dof, sizes = spread.dof
     quantile, quantile_of_sizes = stats.f.ppf(level, 1, dof), stats.f.ppf(level, 1, sizes)
     squares, repeated = fitted.objective.kind.startswith("squares"), sizes + 1 < len(fitted.loss_R)
-    threshold_Q = np.full(len(search.held), np.nan)
-    for q, quantity in enumerate(search.held):
+    floor = _rounding(search.problem, search.absolute)
+
+    def threshold(quantity: Quantity) -> float:
         flat = spread.inverse_curvature(quantity.slope(fitted.theta_P))
         rows, of_sizes = spread.variance(quantity.slope(fitted.theta_P))
-        if flat > 0:
-            kappa = 2 * fitted.value / dof if squares else rows / flat
-            threshold_Q[q] = max(kappa * quantile, repeated * of_sizes / flat * quantile_of_sizes) / 2
-    # A parameter at its bound has no variance of its own: the largest threshold of the others serves.
-    largest = np.nanmax(np.append(threshold_Q, _rounding(search.problem, search.absolute)))
-    return np.where(np.isnan(threshold_Q), largest, np.maximum(threshold_Q, _rounding(search.problem, search.absolute)))
+        if not flat > 0:
+            return np.nan
+        kappa = 2 * fitted.value / dof if squares else rows / flat
+        return max(kappa * quantile, repeated * of_sizes / flat * quantile_of_sizes, 2 * floor) / 2
+
+    threshold_Q = np.array([threshold(quantity) for quantity in search.held])
+    # A parameter at its bound has no variance of its own: the largest threshold of all of the law's serves.
+    largest = np.nanmax([*(threshold(quantity) for quantity in quantities(fitted.law)), floor])
+    return np.where(np.isnan(threshold_Q), largest, threshold_Q)
 
 
 def _calibrated(

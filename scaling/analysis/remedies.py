@@ -4,6 +4,7 @@ A warning names a fault (`code`) and its facts. What a reader needs besides is w
 the next thing to do about it.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,9 +24,9 @@ class Remedy(NamedTuple):
 REMEDIES = {
     "approaches_disagree": Remedy(
         WRONG,
-        "Look at the residuals and at the sensitivity table for what moves the answer: rows far from the rest (those "
-        "marked as outliers first), unfinished schedules, or rates that suit some sizes only. Until it is found, plan "
-        "for the range between the approaches.",
+        "Look for a pattern in the residuals, and under what moves the answer: rows far from the rest (those marked as "
+        "outliers first), runs whose learning rate had not decayed, rates that suit some sizes only. Until it is "
+        "settled, plan for the range between the approaches.",
     ),
     "misfit": Remedy(
         WRONG,
@@ -35,8 +36,8 @@ REMEDIES = {
     "mixed_variants": Remedy(WRONG, "Analyse one variant at a time: leave the others out with --exclude."),
     "parameter_at_bound": Remedy(
         WRONG,
-        "Read the law as a description of these runs only: it has no use for the term at the bound. Runs over a wider "
-        "range of compute would bring it back.",
+        "Read the law as a description of these runs only: they fit best without the term at the bound, which says "
+        "that they do not show it, and not that there is none. Fit a law without it, or add runs over a wider range.",
     ),
     "extrapolation": Remedy(
         LIMIT,
@@ -45,8 +46,8 @@ REMEDIES = {
     ),
     "weakly_identified": Remedy(
         LIMIT,
-        "Do not quote these parameters. To determine them, train the cells listed under what to run next, or a "
-        "budget further out.",
+        "Do not quote it as a number. To determine it, train the cells listed under what to run next, or a budget "
+        "further out.",
     ),
     "too_few_points": Remedy(
         LIMIT, "Add sizes until each budget has at least five about its minimum, and budgets to three."
@@ -69,6 +70,21 @@ REMEDIES = {
 }
 
 
+# Of warnings whose code says too little: what to do depends on their facts.
+NEAR = Remedy(LIMIT, "Note this interval of the loss before the run is trained, and hold the measurement against it.")
+REPEATED = Remedy(
+    LIMIT,
+    "Do not read it as a number: only runs that repeat their tokens more often tell what repeated tokens are worth. An "
+    "optimum on tokens that are all new does not depend on it.",
+)
+NO_SLOPE = {
+    1: "Do not quote this exponent. Curves of more sizes and longer runs would make more crossings for the envelope.",
+    2: "Do not quote this exponent. Add sizes on both sides of the minima, or budgets.",
+    3: "Take the law's intervals as rough: a wider range of sizes and tokens would fix it.",
+}
+STOP = 10.0  # times the largest budget: up to here the run itself is the test, and one on the way is no cheaper
+
+
 def grouped(warnings: Sequence[dict[str, Any]]) -> list[tuple[str, list[tuple[dict[str, Any], str]]]]:
     """[(group, [(warning, what to do)])] by falling gravity; groups without a warning are left out. A code that is not
     in REMEDIES limits what the runs can tell, with nothing to do about it but to read it."""
@@ -87,8 +103,17 @@ def gravest(warnings: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str] | 
     if not grave:
         return None
     first = min(grave, key=lambda warning: order.index(warning["code"]))
-    return first, REMEDIES[first["code"]].do
+    return first, _remedy(first).do
 
 
 def _remedy(warning: dict[str, Any]) -> Remedy:
-    return REMEDIES.get(warning["code"], Remedy(LIMIT, ""))
+    code = warning["code"]
+    if code == "extrapolation" and warning.get("factor", math.inf) <= STOP:
+        return NEAR
+    if code == "parameter_at_bound" and set(warning.get("parameters", {"E"})) <= {"R_D", "R_N"}:
+        return REPEATED
+    if code == "weakly_identified" and warning.get("approach") in NO_SLOPE:
+        return Remedy(LIMIT, NO_SLOPE[warning["approach"]])
+    if code == "weakly_identified" and set(warning.get("parameters", {"E"})) <= {"R_D", "R_N"}:
+        return REPEATED
+    return REMEDIES.get(code, Remedy(LIMIT, ""))

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from scaling.analysis import decisions, page, plots, style, verdicts, words
-from scaling.analysis.analyze import Analysis
-from scaling.analysis.answer import answer, spoken
+from scaling.analysis.analyze import NOT_ASKED, Analysis
+from scaling.analysis.answer import answer, spoken, weak_names
 from scaling.analysis.checklist import checklist
 from scaling.analysis.checks import checks
 from scaling.analysis.envelope import CAUTION, touches
+from scaling.analysis.isoflop import tokens_at
+from scaling.analysis.isoflop_draws import minima_draws
 from scaling.analysis.uncertainty import estimate
 from scaling.analysis.versions import versions
 from scaling.errors import InputError
@@ -45,7 +47,8 @@ def write_report(
     except OSError as error:
         raise InputError(f"cannot be a folder to write to: {error.strerror}", where=str(out_dir)) from None
     runs = list(decisions.next_runs(analysis) if next_runs is None else next_runs)
-    report = report_dict(analysis, prediction, rates)
+    run = next((run["run"] for run in runs if run.get("run")), None)
+    report = report_dict(analysis, prediction, rates, run, notes)
     figures = plots.figures(analysis)
     for name, figure in figures.items():
         style.save(figure, out_dir, name)
@@ -57,9 +60,14 @@ def write_report(
 
 
 def report_dict(
-    analysis: Analysis, prediction: dict[str, Any] | None = None, rates: dict[str, Any] | None = None
+    analysis: Analysis,
+    prediction: dict[str, Any] | None = None,
+    rates: dict[str, Any] | None = None,
+    run: dict[str, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The content of report.json: strict JSON values only, null where there is no number."""
+    """The content of report.json: strict JSON values only, null where there is no number. run: the configuration of
+    the next run, for the checklist; the others as in `write_report`."""
     table = analysis.table
     report = {
         "answer": answer(analysis)._asdict(),
@@ -92,7 +100,7 @@ def report_dict(
         **checks(analysis),
         "settings": _settings(analysis),
         "versions": versions(),
-        "checklist": checklist(analysis, rates),
+        "checklist": checklist(analysis, rates, run, notes),
     }
     if table.alternative is not None:
         key = "without_outliers" if table.outliers == "kept" else "with_outliers"
@@ -120,6 +128,9 @@ def _settings(analysis: Analysis) -> dict[str, Any]:
         "seed": analysis.seed,
         "loss_unit": table.unit,
         "outliers": table.outliers,
+        "unique_tokens": next((entry["unique_tokens"] for entry in analysis.data_limited), None),
+        "inference_tokens": next((entry["inference_tokens"] for entry in analysis.inference), None),
+        "thorough": analysis.selection != NOT_ASKED,
         "exclude": [f"{entry['expression']} because {entry['reason']}" for entry in table.excluded],
         "columns": dict(table.conventions),
     }
@@ -139,6 +150,7 @@ def _approach2(analysis: Analysis) -> dict[str, Any]:
     if isinstance(found, str):
         return {"skipped": found}
     N, D = verdicts.exponents(analysis).get("approach2", (estimate(np.nan), estimate(np.nan)))
+    ends = _minima_intervals(analysis)
     budgets = [
         {
             "C": budget.C,
@@ -148,10 +160,31 @@ def _approach2(analysis: Analysis) -> dict[str, Any]:
             "status": budget.status,
             "n": budget.n,
             "parabola_bias": _number(float(np.expm1(budget.bias))),
+            "N_interval": ends.get(budget.C, (None, None))[0],
+            "D_interval": ends.get(budget.C, (None, None))[1],
         }
         for budget in found.budgets
     ]
     return {"N_exponent": N, "D_exponent": D, "method": found.method, "budgets": budgets}
+
+
+def _minima_intervals(analysis: Analysis) -> dict[float, tuple[list[float] | None, list[float] | None]]:
+    """The intervals of N* and D* of each budget by its C: the draws that the exponents of Approach 2 are fitted to.
+
+    More exactly, draws of the same distribution before the scatter of the minima about their line: of each minimum
+    alone.
+    """
+    found = analysis.isoflop
+    if analysis.isoflop_draws is None or not analysis.resamples:
+        return {}
+    rng = np.random.default_rng([analysis.seed, 2])
+    log_N_BxK = minima_draws(found, analysis.table, analysis.resamples, rng)
+    ends = {}
+    for budget, log_N_B in zip(found.usable, log_N_BxK.T, strict=True):
+        N = estimate(budget.N_opt, np.exp(log_N_B))
+        D = estimate(budget.D_opt, tokens_at(budget.cells, log_N_B))
+        ends[budget.C] = (N["ci"], D["ci"])
+    return ends
 
 
 def _approach3(analysis: Analysis) -> dict[str, Any]:
@@ -220,14 +253,15 @@ def summary(analysis: Analysis) -> str:
     for name in ("approach1", "approach2", "approach3"):
         if name in found:
             N, D = (spoken(est) for est in found[name])
-            lines.append(f"{style.APPROACH_NAME[name]}: N* ~ C^{N}, D* ~ C^{D}")
+            weak = " (weakly identified)" if name == "approach3" and "a" in weak_names(analysis) else ""
+            lines.append(f"{style.APPROACH_NAME[name]}: N* ~ C^{N}, D* ~ C^{D}{weak}")
         else:
             why = reasons[name] if isinstance(reasons[name], str) else "fewer than two budgets have an optimum"
             lines.append(f"{style.APPROACH_NAME[name]}: skipped, {why}")
     for run in decisions.next_runs(analysis):
         N, D, loss = (run[key] for key in ("N", "D", "loss"))
         lines.append(
-            f"at {run['target_flops']:.3g} FLOPs: N {style.si(N['value'])}, D {style.si(D['value'])}, "
+            f"at {verdicts.flops(run['target_flops'])} FLOPs: N {spoken(N, style.si)}, D {spoken(D, style.si)}, "
             f"loss {spoken(loss)} {analysis.table.unit}"
         )
     lines.append(_noise_line(analysis))

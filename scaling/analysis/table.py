@@ -28,6 +28,7 @@ SPAN = 1.1  # a group whose C spans more than this factor is no budget: small ga
 MIN_SIZES = 4  # fewer sizes are not a budget: a parabola through three points has no residual
 NEEDS = ("N", "D")
 EXTRA = ("unique_tokens", "N_active", "n_experts", "width", "depth", "loss_lo95", "loss_hi95")
+PIECES = ("N_embedding", "N_head", "N_norms", "N_published")  # of N, or a label: not ways to count it
 LABELS = ("run", "trunk", "seed")
 HELD_OUT = "prediction"
 DONE = ("", "done", "finished")  # "finished" is what Weights & Biases calls it
@@ -168,8 +169,7 @@ def _table(
     outlier_R = flag(frame, "outlier", where)
     conventions = _conventions(frame, sources, loss_unit)
     extra = {name: numbers(frame, name) for name in EXTRA if name in frame.columns}
-    counts = [str(name) for name in frame.columns if str(name).startswith(("N_", "C_")) and name not in EXTRA]
-    alternatives = {name: found for name in counts if np.isfinite(found := numbers(frame, name)).any()}
+    alternatives = _alternatives(frame, values["N"])
     labels = {name: text(frame, name).to_numpy(str) for name in LABELS}
 
     def build(drop_outliers: bool, alternative: Table | None) -> Table:
@@ -218,6 +218,15 @@ def _values(frame: pd.DataFrame, name: str, where: str, required: bool) -> np.nd
     if not required and (name not in frame.columns or not np.isfinite(numbers(frame, name)).any()):
         return np.full(len(frame), np.nan)
     return positive(frame, name, where)
+
+
+def _alternatives(frame: pd.DataFrame, N_R: np.ndarray) -> dict[str, np.ndarray]:
+    """Other ways to count N and C that a table has: columns N_... and C_..., but pieces of N are none of themselves."""
+    named = [str(name) for name in frame.columns if str(name).startswith(("N_", "C_"))]
+    counts = {name: numbers(frame, name) for name in named if name not in (*EXTRA, *PIECES)}
+    if "N_embedding" in named:
+        counts["N_without_embedding"] = N_R - numbers(frame, "N_embedding")
+    return {name: count_R for name, count_R in counts.items() if np.isfinite(count_R).any()}
 
 
 def _conventions(frame: pd.DataFrame, sources: Mapping[str, str], loss_unit: LossUnit) -> dict[str, str]:

@@ -78,13 +78,15 @@ def exponents(analysis: "Analysis") -> dict[str, tuple[dict[str, Any], dict[str,
 def law_exponent(law: Law, parameters: dict[str, Any]) -> Any:
     """The exponent of N*(C) under C = 6ND, beta / (alpha + beta) (Hoffmann et al. 2022, eq. 4).
 
-    One half for a law with one exponent of N and D; None for a law that gives no N* and D*. Of floats or arrays.
+    One half for a law with one exponent of N and D; None for a law that gives no N* and D*; NaN where both exponents
+    are zero. Of floats or arrays.
     """
-    if not {"N", "D"} <= set(law.needs) <= {"N", "D", "U"}:
+    if not law.allocates:
         return None
     for size, data in PAIRS:
         if {size, data} <= parameters.keys():
-            return parameters[data] / (parameters[size] + parameters[data])
+            with np.errstate(invalid="ignore"):
+                return np.divide(parameters[data], np.add(parameters[size], parameters[data]))
     return 0.5 + 0.0 * next(iter(parameters.values()))
 
 
@@ -231,8 +233,9 @@ def point_exponents(table: Table, fitted: Fit) -> dict[str, float | None]:
     """
     other = fit(fitted.law, inputs_of(table, fitted.law), table.loss_R, fitted.objective)
     valleys = isoflop(table)
-    second = np.nan if isinstance(valleys, str) else float(valleys.N_power.exponent_B[0])
+    second = None if isinstance(valleys, str) else valleys.N_power.exponent_B[0]
+    third = law_exponent(other.law, other.parameters)
     return {
-        "approach2": second if np.isfinite(second) else None,
-        "approach3": law_exponent(other.law, other.parameters),
+        name: float(value) if value is not None and np.isfinite(value) else None
+        for name, value in (("approach2", second), ("approach3", third))
     }

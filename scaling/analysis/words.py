@@ -14,23 +14,30 @@ from scaling.analysis.uncertainty import LEVEL
 from scaling.analysis.verdicts import exponents as all_exponents
 from scaling.analysis.verdicts import flops, times
 
-CERTIFICATE = (
-    "That the numbers above are the minimum, and not where an optimiser stopped: the relative gradient at the end "
-    "point is zero to rounding, and independent starts end at the same place."
+STATIONARY = 1e-8  # relative gradient: below it, what is left is rounding
+MINIMA = (
+    "N* is the lowest point of a curve through the losses of a budget: a constant plus a falling and a rising "
+    "exponential in ln N, of exponents that all budgets share, plus a smooth departure from it where the losses show "
+    f"one. Brackets are {LEVEL:.0%} intervals of that point alone."
 )
 BIAS = (
-    "The last column is what one parabola in ln N through all sizes of the budget would do to N*: its shift, in closed "
-    "form, for a valley of the fitted shape on this very grid. The method used here does not have it."
+    "The last column is by how much the minimum of one parabola in ln N through all sizes of the budget would miss N*, "
+    "in closed form, for a valley of the fitted shape at these very sizes. It is not in the numbers here."
 )
 CHECKLIST = (
-    "After Li, Kudugunta and Zettlemoyer 2025, (Mis)Fitting: A survey of scaling laws; filled in from the table and "
-    "the analysis. What the table does not tell, its makers should."
+    "What Li, Kudugunta and Zettlemoyer 2025, (Mis)Fitting Scaling Laws, ask of every paper on them, in our words; "
+    "filled in from the table and the analysis. What the table does not tell, its makers should."
 )
 WASTE = (
-    "What it would cost to follow one approach if the other is right: the share of the compute that buys nothing, "
-    "since the compute-optimal run of the same loss is cheaper by that much. The two intervals suppose independent "
-    "errors, which makes them too wide rather than too narrow."
+    "What it would cost to train the size of one approach if the other is right: the share of the compute that buys "
+    "nothing, since the compute-optimal run of the same loss is cheaper by that much. The size is taken as given; the "
+    "intervals are of what is supposed to be right."
 )
+NONE = {  # why an approach that was not skipped has no exponent
+    "approach1": "no exponent: too few runs take turns on the envelope",
+    "approach2": "no exponent: fewer than two budgets have a minimum inside their sizes",
+    "approach3": "no exponent: the law is not one of N and D",
+}
 NOT_TOLD = {
     "tuned": None,
     "rule": None,
@@ -60,11 +67,12 @@ def extent(values_R: np.ndarray) -> str:
 
 def next_run(analysis: Analysis) -> str:
     """What the recommendation rests on."""
+    fresh = " All tokens are new here: see below for limited data." if analysis.data_limited else ""
     return (
         "N and D minimise the fitted law (Approach 3) at the target, with FLOPs per token estimated by a smooth curve "
         f"through those of the runs ({_nearness(analysis.cost.error)}). The interval of N and D is that of "
         "the law; the interval of the loss also holds the scatter of single runs about the law, so that it is meant "
-        f"for the measurement of one new run. Brackets are {LEVEL:.0%} intervals throughout."
+        f"for the measurement of one new run. Brackets are {LEVEL:.0%} intervals throughout.{fresh}"
     )
 
 
@@ -73,10 +81,11 @@ def _nearness(off: float) -> str:
     return f"within {off:.2%} of every run" if off >= 5e-5 else "it meets every run to rounding"
 
 
-def prediction(record: dict[str, Any]) -> str:
-    """What was predicted, when, and what came of it."""
+def prediction(record: dict[str, Any], unit: str) -> str:
+    """What was predicted, when, and what came of it. unit: of the loss."""
     when = (
-        "The loss below was predicted before the run was trained, from the other runs only."
+        "The loss below was predicted before the run was trained, from the other runs only; the law of this report is "
+        "still fitted without it."
         if record["blind"]
         else "The run had been trained when the prediction was made; the law was fitted without it."
     )
@@ -87,7 +96,12 @@ def prediction(record: dict[str, Any]) -> str:
     fell = "" if inside is None else f" It fell {'inside' if inside else 'outside'} the {LEVEL:.0%} interval."
     side = "above" if error > 0 else "below"
     stderr = record.get("loss_stderr")
-    shared = f" Its standard error over the evaluation text, {stderr:.4f}, is shared by all runs." if stderr else ""
+    shared = (
+        f" The choice of the evaluation text gives the loss a standard error of {stderr:.4f} {unit}, which is not in "
+        "the interval: all runs share that text."
+        if stderr
+        else ""
+    )
     return f"{when} The measurement is {abs(error):.2%} {side} the predicted value.{fell}{shared}"
 
 
@@ -105,9 +119,8 @@ def exponents(analysis: Analysis) -> str:
     if widths and max(widths.values()) > 0.1:
         width = max(widths.values())
         text += (
-            f" An exponent known to ±{width / 2:.2f} leaves N* uncertain by a factor of {100 ** (width / 2):.2g} "
-            "either way 100 times beyond the runs, and more from where the law is less certain: read the exponents "
-            "as rough."
+            f" At 100 times the compute, an exponent known to ±{width / 2:.2f} alone leaves N* uncertain by a factor "
+            f"of {100 ** (width / 2):.2g} either way: read the exponents as rough."
         )
     return text
 
@@ -118,14 +131,24 @@ def under(name: str, parameters: Sequence[str]) -> str:
         return "runs on the lower envelope of all curves"
     if name == "approach2":
         return "minima of the budgets"
-    formula = "beta / (alpha + beta), that is" if {"alpha", "beta"} <= set(parameters) else "of the law,"
-    return f"{formula} under C = 6ND"
+    formula = "beta / (alpha + beta), with C = 6ND" if {"alpha", "beta"} <= set(parameters) else "law with C = 6ND"
+    return formula
 
 
 def law(found: dict[str, Any], equation: str) -> str:
     """The law and its objective."""
     said = objective(found["objective"]["kind"], found["objective"]["delta"])
-    return f"{equation}, fitted by the least {said}, over {found['certificate']['rows']} runs."
+    return f"{equation}, fitted to {found['certificate']['rows']} rows by minimising the {said}."
+
+
+def units(analysis: Analysis) -> str:
+    """Units of the law's variables; those of its parameters follow."""
+    named = {"N": "N in parameters", "D": "D in tokens", "U": "U in unique tokens", "C": "C in FLOPs"}
+    used = [said for name, said in named.items() if name in analysis.fit.law.needs]
+    said = f"L is in {analysis.table.unit}, {', '.join(used)}." if used else f"L is in {analysis.table.unit}."
+    if "U" in analysis.fit.law.needs:
+        said += " N' and D' are what N and D are worth when tokens are repeated."
+    return said
 
 
 def objective(kind: str, delta: float) -> str:
@@ -138,8 +161,9 @@ def objective(kind: str, delta: float) -> str:
 def served(tokens: float) -> str:
     """What the table of runs to be served minimises."""
     return (
-        f"The run that reaches the loss of the compute-optimal one with the fewest FLOPs for training and for serving "
-        f"{si(tokens)} tokens together, at a third of the FLOPs per token of training (Sardana et al. 2024). Saved: "
+        "The run that reaches the loss of the compute-optimal one, on tokens that are all new, with the fewest FLOPs "
+        f"for training and for serving {si(tokens)} tokens together, at a third of the FLOPs per token of training "
+        "(Sardana et al. 2024). Saved: "
         "the share by which training the compute-optimal run and serving it would cost more."
     )
 
@@ -153,6 +177,20 @@ def setting(value: Any) -> str:
     if isinstance(value, float):
         return flops(value)
     return "none" if value is None else str(value)
+
+
+def certified(facts: dict[str, Any]) -> str:
+    """What the certificate proves, and what it does not."""
+    if not facts["gradient_norm"] <= STATIONARY:
+        return (
+            "Not certified: the relative gradient at the end point is not zero to rounding, so that the numbers above "
+            "may not be the minimum. The objective is kinked or flat there."
+        )
+    said = "The numbers above are a minimum, and not where an optimiser stopped: the gradient is zero to rounding."
+    share = facts["share_reaching_best"]
+    if share == 1:
+        return f"{said} All {facts['starts']} starts end there."
+    return f"{said} Of {facts['starts']} starts, {share:.0%} end there and none lower."
 
 
 def certificate(found: dict[str, Any], law_entry: dict[str, Any]) -> list[tuple[str, str]]:
@@ -216,7 +254,7 @@ def _intervals(analysis: Analysis) -> str:
         return "Intervals: none, since the runs are one observation."
     w = widening(drawn.clusters)
     return (
-        f"Intervals: {LEVEL:.0%} percentile intervals of {analysis.resamples} bootstrap resamples, seed "
+        f"Intervals: {LEVEL:.0%}, percentiles of {analysis.resamples} bootstrap resamples, seed "
         f"{analysis.seed}. Approach 3 resamples {drawn.clusters} {drawn.unit} and refits the law; distances from the "
         f"estimate are multiplied by {w:.3f}, for Student's t and the variance that a bootstrap of so few lacks. "
         "Approach 1 resamples whole curves."

@@ -88,6 +88,13 @@ def test_other_people_s_runs(sweep, training_curves, tmp_path):
         (["--runs={good}", "--curves={good}"], "each of the 28 runs has one point"),
         (["--runs={good}", "--columns=N"], "--columns: 'N' is no column map"),
         (["--runs={good}", "--loss_unit=bpb", "--curves={good}"], "does not tell the unit of the curves"),
+        (["--runs={good}", "--tokens_per_step=512"], "--tokens_per_step without --curves"),
+        (["--runs={good}", "--objective=squares_log", "--delta=0.01"], "--delta=0.01 is of Huber's loss"),
+        (["--runs={good}", "--law=chinchila"], "did you mean chinchilla?"),
+        (["--runs={good}", "--law=width_depth"], "no column width, which the width_depth law needs"),
+        (["--runs={good}", "--unique_tokens=-1"], "--unique_tokens=-1"),
+        (["--runs={good}", "--unit=seeds"], "unit='seeds' needs a column seed"),
+        (["--runs={good}", "--out="], "--out=: name a folder"),
         ([], "--runs"),
     ],
 )

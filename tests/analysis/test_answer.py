@@ -11,12 +11,12 @@ import types
 import pytest
 
 from scaling import analysis as package
-from scaling.analysis import answer, remedies, report, versions
+from scaling.analysis import answer, decisions, remedies, report, versions
 from scaling.analysis.analyze import analyze
 from scaling.analysis.checklist import NOT_TOLD, checklist
-from scaling.analysis.style import symbol
+from scaling.analysis.style import si, symbol
 from scaling.analysis.table import table_from_frame, warning
-from scaling.analysis.verdicts import times
+from scaling.analysis.verdicts import exponents, times
 
 MODULES = pathlib.Path(package.__file__).parent
 
@@ -37,7 +37,11 @@ def test_a_sweep_without_fault_is_well_supported(near):
     assert said.grade == "good"
     N, D = (near.optima[0][name]["value"] for name in ("N", "D"))
     assert said.train.startswith("With 1e12 FLOPs, train ")
-    assert f"({D / N:.3g} tokens per parameter)" in said.train
+    low, high = (
+        near.optima[0]["D"]["ci"][0] / near.optima[0]["N"]["ci"][1],
+        answer.per_parameter(near.optima[0]["N"], near.optima[0]["D"])["ci"][1],
+    )
+    assert f"({D / N:.3g} [{low:.3g}, {high:.3g}] tokens per parameter)" in said.train
     assert said.trust.startswith("Well supported: Approaches 2 and 3 agree within noise on the exponent of N* (")
     assert f"misses it by {near.held_out_rmse:.2%}" in said.trust
     assert "the target lies within the compute of the runs" in said.trust
@@ -105,11 +109,78 @@ def test_what_disagrees_is_named_with_its_numbers(near):
     apart = warning("approaches_disagree", "Far apart.", approaches=["approach2", "approach3"], gap=0.1)
     said = told(near, warnings=(apart,), verdicts=(types.SimpleNamespace(name="E", status="at_bound"),))
     assert said.trust.startswith("Not settled: Approaches 2 and 3 disagree on the exponent of N* (")
-    assert f"({near.isoflop.N_power.exponent_B[0]:.3f} and {near.local_slope['value']:.3f})" in said.trust
-    assert "parameters by Approach 2" in said.trust
+    second = exponents(near)["approach2"][0]
+    assert f"({answer.spoken(second)} and {answer.spoken(near.local_slope)})" in said.trust
+    size = answer.sizes(near)["2"]
+    assert size["value"] == pytest.approx(near.isoflop.N_power.at(near.optima[0]["C"])[0, 0])
+    assert size["ci"][0] < size["value"] < size["ci"][1]
+    assert f"{answer.spoken(size, si)} parameters by Approach 2" in said.trust
     assert said.trust.endswith("the runs do not fix E.")
-    assert said.next.endswith("(approaches_disagree).")
+    ends = sorted((size["value"], near.optima[0]["N"]["value"]))
+    assert said.next.endswith(f"plan for any size from {si(ends[0])} to {si(ends[1])} parameters.")
     assert report.summary(dataclasses.replace(near, warnings=(apart,))).endswith(said.next)
+
+
+def test_an_approach_without_an_interval_checks_nothing(near):
+    """Neither does it agree, nor does it disagree: only those that were compared are named."""
+    silent = dataclasses.replace(near, isoflop_draws=None)
+    said = told(silent, verdicts=())
+    assert "only Approach 3 gives an exponent with an interval, so that nothing checks it" in said.trust
+    assert said.grade == "fair"
+
+
+def test_the_law_that_several_together_beat_is_in_doubt(near):
+    better = types.SimpleNamespace(nested_rmse=0.4 * near.held_out_rmse, held_out=2)
+    said = told(near, selection=better, verdicts=())
+    assert said.grade == "fair"
+    assert "so that this fit is in doubt" in said.trust
+    alike = types.SimpleNamespace(nested_rmse=0.6 * near.held_out_rmse, held_out=1)
+    assert told(near, selection=alike, verdicts=()).grade == "good"
+
+
+def test_the_law_that_forecasts_best_is_named_where_approaches_disagree(near):
+    apart = warning("approaches_disagree", "Far apart.", approaches=["approach2", "approach3"], gap=0.1)
+    rows = (
+        {"what": "weighting", "setting": "in proportion to C", "a": 0.61},
+        {"what": "law", "setting": "tied", "a": 0.5},
+    )
+
+    def following(law: str, weighting: str) -> str:
+        best = types.SimpleNamespace(law=types.SimpleNamespace(name=law), weighting=weighting)
+        found = types.SimpleNamespace(nested_rmse=1.0, held_out=1, choice=types.SimpleNamespace(candidate=best))
+        return told(near, warnings=(apart,), verdicts=(), selection=found, sensitivity=rows).next
+
+    assert "tied forecasts best, and gives an exponent of 0.500" in following("tied", "equal")
+    assert "in proportion to compute, and gives an exponent of 0.610" in following("chinchilla", "compute")
+    assert "forecasts best" not in following("chinchilla", "equal")
+
+
+def test_limits_that_were_given_are_in_the_answer(near):
+    """Where tokens are too few, the run recommended is the one with few; a limit that does not bind changes nothing."""
+    D = near.optima[0]["D"]["value"]
+    few = dataclasses.replace(near, data_limited=tuple(decisions.data_limited(near, D / 20)))
+    said = told(few, verdicts=())
+    assert said.train.startswith(f"With 1e12 FLOPs and {si(D / 20)} unique tokens, train ")
+    assert f"on {answer.spoken(few.data_limited[0]['D'], si)} tokens (4 [" in said.train
+    enough = dataclasses.replace(near, data_limited=tuple(decisions.data_limited(near, 10 * D)))
+    assert told(enough, verdicts=()) == told(near, verdicts=())
+    served = dataclasses.replace(near, inference=tuple(decisions.inference(near, 1e9)))
+    assert f"to serve 1B tokens as well, {answer.spoken(served.inference[0]['N'], si)} parameters" in told(served).train
+    both = dataclasses.replace(few, inference=served.inference)
+    assert "to serve" not in told(both).train  # those tokens are all new, and there are not so many
+
+
+def test_what_to_do_depends_on_the_facts_of_a_warning():
+    def do(code: str, **facts) -> tuple[str, str]:
+        ((group, ((_, said),)),) = remedies.grouped([warning(code, ".", **facts)])
+        return group, said
+
+    assert do("extrapolation", C=1.0, factor=2.0)[1] == remedies.NEAR.do
+    assert do("extrapolation", C=1.0, factor=20.0)[1].startswith("Train one run on the way")
+    assert do("weakly_identified", approach=1, failed=9)[1] == remedies.NO_SLOPE[1]
+    assert do("weakly_identified", parameters={"E": {}})[1].startswith("Do not quote it as a number")
+    assert do("parameter_at_bound", parameters={"R_N": {}}) == (remedies.LIMIT, remedies.REPEATED.do)
+    assert do("parameter_at_bound", parameters={"R_N": {}, "E": {}})[0] == remedies.WRONG
 
 
 def test_every_warning_of_the_analysis_has_a_remedy():
@@ -169,6 +240,13 @@ def test_the_checklist_says_what_the_table_tells_and_what_not(near, sweep):
     assert items["Batch size"] == "told by the column batch_tokens"
     assert items["Whether the learning rates were tuned"] == "Tuned."
     assert items["Rows left out, and why"].startswith("7 of 28 rows: excluded: too short")
+
+    run = {"data": {"sequence_length": 64, "store": "abc"}, "schedule": {"kind": "cosine", "warmup_steps": 5}}
+    items = {entry["item"]: entry["value"] for entry in checklist(near, None, run, ["Recipe: small"])}
+    assert items["Context length"].startswith("sequence_length 64 (configuration of the next run")
+    assert items["Schedule: warm-up and decay"].startswith("kind cosine, warmup_steps 5")
+    assert items["Notes of the sweep"] == "Recipe: small."
+    assert items["Tokenizer and vocabulary"] == NOT_TOLD
 
 
 def test_the_digest_is_of_the_code_and_its_names(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from scaling.analysis import api, isoflop, remedies, table
-from scaling.analysis.fitting import fit
+from scaling.analysis.fitting import ABSOLUTE_LOG, SQUARES_LOG, fit
 from scaling.analysis.laws import CHINCHILLA, LAWS, Inputs
 from scaling.errors import InputError
 
@@ -150,6 +150,52 @@ def test_an_unknown_law_unit_or_objective_names_the_nearest(sweep):
         api.Objective("huberlog")
 
 
+def test_an_objective_by_its_kind_is_the_objective(sweep):
+    frame = good(sweep)
+    assert api.fit_law(frame, objective="absolute_log").value == api.fit_law(frame, objective=ABSOLUTE_LOG).value
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda frame: api.read_runs(None), "runs=None is no table"),
+        (lambda frame: api.read_runs(pd.concat([frame, frame[["N"]]], axis=1)), "two columns are named 'N'"),
+        (lambda frame: api.read_runs(frame, exclude="C < 2"), "--exclude='C < 2': no reason is given"),
+        (lambda frame: api.fit_law(frame, 3), "law=3 is no law"),
+        (lambda frame: api.fit_law(frame, seed=-1), "seed=-1 is not a whole number"),
+        (lambda frame: api.bootstrap(api.fit_law(frame), frame, resamples=1e2), "resamples=100.0 is not a whole"),
+        (lambda frame: api.optimum(api.fit_law(frame), "1e13"), "C='1e13' is not a positive number of FLOPs"),
+        (lambda frame: api.compare(frame, frame, names=("one",)), "two different names are needed"),
+        (lambda frame: api.compare(frame, frame, names="ab"), "names='ab': two different names are needed"),
+        (lambda frame: api.report(frame, "nowhere", target_flops="much"), "target_flops='much' is not a positive"),
+    ],
+)
+def test_what_an_argument_cannot_be_is_one_sentence(sweep, call, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        call(good(sweep))
+
+
+def test_an_exclusion_alone_is_a_list_of_one(sweep):
+    frame = good(sweep)
+    smallest = f"C <= {frame['C'].min() * 1.01} because short"
+    alone, listed = api.read_runs(frame, exclude=smallest), api.read_runs(frame, exclude=[smallest])
+    assert alone.dropped == listed.dropped
+    assert len(alone.N_R) < len(frame)
+
+
+def test_noise_of_a_known_deviation_is_drawn(sweep):
+    """Twice the noise, twice the spread of alpha: linear to 10 % at these sizes, and the draws are the same."""
+    frame = good(sweep)
+    law = api.fit_law(frame, objective="squares_log")
+    spread = [
+        api.bootstrap(law, frame, unit="noise", sd=sd, resamples=50).of(lambda theta: theta[:, 3]).std()
+        for sd in (0.001, 0.002)
+    ]
+    assert spread[1] == pytest.approx(2 * spread[0], rel=0.1)
+    with pytest.raises(InputError, match="unit='noise' without sd"):
+        api.bootstrap(law, frame, unit="noise")
+
+
 def test_a_bootstrap_of_other_runs_is_refused(sweep):
     frame = good(sweep)
     law = api.fit_law(frame)
@@ -196,6 +242,9 @@ def test_what_has_no_optimum_is_refused(sweep):
             api.optimum(law, C)
     with pytest.raises(InputError, match="compute law is not one of N and D"):
         api.optimum(api.fit_law(frame, LAWS["compute"]), 1e13)
+    routed = frame.assign(n_experts=np.resize([1, 2, 4, 8, 16], len(frame)))
+    with pytest.raises(InputError, match="moe law is not one of N and D"):
+        api.optimum(api.fit_law(routed, "moe"), 1e13, runs=routed.drop(columns="D"))
     with pytest.raises(InputError, match=r"unique_tokens=0\.0 is not"):
         api.optimum(law, 1e13, unique_tokens=0.0)
 
@@ -215,6 +264,7 @@ def test_the_envelope_from_a_frame_and_from_files(training_curves, sweep, tmp_pa
         (tmp_path / "bare.csv", tmp_path / "runs.csv"),
         (bare, sweep()),
         (bare, [tmp_path / "runs.csv"]),
+        (bare, api.read_runs(sweep())),
     ):
         joined = api.envelope(given, runs=runs)
         assert joined.N_power.exponent_B[0] == pytest.approx(found.N_power.exponent_B[0], rel=1e-9)
@@ -244,6 +294,16 @@ def test_a_report_from_runs_and_from_an_analysis(sweep, tmp_path):
     assert same[0] == same[1]
     with pytest.raises(InputError, match="an Analysis has its own resamples"):
         api.report(analysis, tmp_path / "third", resamples=10)
+
+
+def test_a_report_reads_curves_and_takes_one_target(sweep, training_curves, tmp_path):
+    training_curves().drop(columns=["N", "C"]).to_csv(tmp_path / "curves.csv", index=False)
+    asked = {"target_flops": 1e13, "objective": "squares_log", "resamples": 100, "thorough": False}
+    analysis = api.report(good(sweep), tmp_path / "out", curves=tmp_path / "curves.csv", **asked)
+    assert analysis.target_flops == (1e13,)
+    assert analysis.fit.objective == SQUARES_LOG
+    found = api.envelope(tmp_path / "curves.csv", runs=good(sweep)).N_power.exponent_B[0]
+    assert analysis.envelope.N_power.exponent_B[0] == found
 
 
 # The guide

@@ -133,8 +133,21 @@ def test_what_is_no_table_of_the_study_is_refused(tmp_path):
         check(golden.NANOCHAT, tmp_path)
     assert absent(golden.NANOCHAT, tmp_path) == ["nanochat_param_conventions.csv"]
     (tmp_path / "nanochat_param_conventions.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match="not the tables of nanochat: 'convention'"):
+    with pytest.raises(InputError, match="not the tables of nanochat: no column 'convention'"):
         check(golden.NANOCHAT, tmp_path)
+    table = "convention,N_opt,D_opt\nall,1e8,1e9\nall,{},1e9\n"
+    for content, said in (
+        (b"", "not a CSV table"),
+        (bytes(range(128, 256)), "not a CSV table"),
+        (b"convention,N_opt,D_opt\n", "the table has no rows"),
+        (table.format("oops").encode(), "N_opt=oops in row 1 is not a number"),
+    ):
+        (tmp_path / "nanochat_param_conventions.csv").write_bytes(content)
+        with pytest.raises(InputError, match=rf"nanochat_param_conventions\.csv: {said}"):
+            check(golden.NANOCHAT, tmp_path)
+    (tmp_path / "isoflop_llama_3_raw_loss.csv").write_text("N,D,C,loss,outlier\n1e8,1e9,6e17,-3,False\n")
+    with pytest.raises(InputError, match=r"isoflop_llama_3_raw_loss\.csv: loss=-3 in row 0 is not positive"):
+        check(golden.LLAMA, tmp_path)
 
 
 # The command

@@ -83,7 +83,11 @@ def test_report_json_has_the_design_s_format(written):
     assert {"N_exponent", "D_exponent", "points"} <= set(found["approach1"])
     assert {"N_exponent", "D_exponent", "method", "budgets"} == set(found["approach2"])
     for budget in found["approach2"]["budgets"]:
-        assert set(budget) == {"C", "N_opt", "D_opt", "loss_opt", "status", "n", "parabola_bias"}
+        keys = {"C", "N_opt", "D_opt", "loss_opt", "status", "n", "parabola_bias", "N_interval", "D_interval"}
+        assert set(budget) == keys
+        for name in ("N", "D"):
+            low, high = budget[f"{name}_interval"]
+            assert low < budget[f"{name}_opt"] < high
     three = found["approach3"]
     assert {"law", "objective", "parameters", "N_exponent", "D_exponent", "certificate"} <= set(three)
     assert three["law"] == "chinchilla"

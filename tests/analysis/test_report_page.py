@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from scaling.analysis import check_plots, check_words, checks, decisions, page, report
+from scaling.analysis import check_plots, check_words, checks, decisions, next_page, page, report
+from scaling.analysis import words as words_of
 from scaling.analysis.analyze import analyze
 from scaling.analysis.identifiability import Verdict, judged
 from scaling.analysis.profiles import profiles
@@ -129,18 +130,20 @@ def test_every_part_that_was_done_is_told(analysis, written):
         "as good as new up to 4 epochs",
         "serving 1B tokens together",
         "What the difference would cost",
-        f"missed by {analysis.selection.nested_rmse:.2%}",
+        f"weighted mean of several laws by {analysis.selection.nested_rmse:.2%}",
         f"The comparison took {analysis.selection.fits} fits.",
-        "A parabola would be off by",
+        "A parabola misses by",
+        "E, alpha, beta and the exponent of N*",
+        "No verdict is given on A and B",
     ):
         assert said in text
     for verdict in analysis.verdicts:
-        assert verdict.why in text
+        assert (verdict.why in text) == (verdict.status != "identified")
 
 
 def test_what_was_not_done_has_no_section(analysis):
-    bare = {"profiles": (), "verdicts": (), "sensitivity": (), "selection": None, "next_cells": None}
-    more = {"waste": None, "data_limited": None, "inference": None}
+    bare = {"profiles": (), "verdicts": (), "sensitivity": (), "selection": None, "next_cells": "it was not asked for"}
+    more = {"waste": (), "data_limited": (), "inference": ()}
     text = words(shown(dataclasses.replace(analysis, **bare, **more)))
     for heading in ("What the runs determine", "Which law predicts best", "How the answer moves", "With limited data"):
         assert heading not in text
@@ -168,7 +171,7 @@ def test_intervals_in_words():
     assert check_words.interval(13.0, None) == "at least 13"
     assert check_words.interval(None, None) == "anything"
     found = check_words.flat([{"direction": {"alpha": 0.7, "A": -0.7, "E": 0.1}, "curvature_ratio": 1e-4}])
-    assert found[0].startswith("Small changes in the proportions alpha +70%, A -70% and E +10% cost next to nothing")
+    assert "in the proportions alpha +70%, A -70% and E +10% make next to no difference" in found[0]
 
 
 def test_report_json_holds_it_all_strictly(analysis, written):
@@ -231,6 +234,43 @@ def test_sensitivity_says_how_many_choices_stay_inside():
     assert "1 of them stay inside its 90% interval" in text
     assert "stay inside" not in check_words.sensitivity(SENSITIVE, {**reported, "ci": None})
     assert check_words.sensitivity(SENSITIVE[2:], reported).startswith("No other choice")
+
+
+def test_another_count_of_parameters_is_no_error_of_the_exponent():
+    """What counts N otherwise has another exponent: it neither widens the range nor counts as outside."""
+    rows = (*SENSITIVE, {"what": "N counted as", "setting": "N_blocks", "a": 0.9, "N_at_target": 1e5})
+    text = check_words.sensitivity(rows, {"value": 0.5, "ci": [0.45, 0.55], "level": 0.9})
+    assert text.startswith("Under 2 other choices the exponent of N* goes from 0.470 to 0.600")
+    assert "1 of them stay inside" in text
+    assert text.endswith("the exponent of another N*, and no error: 0.900.")
+
+
+def test_cells_dearer_than_the_run_are_said_to_be():
+    assert "Together they take 2 times the compute of the run itself" in check_words.cells(CELLS, 2e12)
+    assert "Together" not in check_words.cells(CELLS, 4e12)
+
+
+def test_the_certificate_says_what_it_proves(analysis):
+    facts = analysis.fit.certificate
+    assert words_of.certified({**facts, "share_reaching_best": 1.0}).endswith(
+        f"All {facts['starts']} starts end there."
+    )
+    assert "25% end there and none lower" in words_of.certified({**facts, "share_reaching_best": 0.25})
+    assert words_of.certified({**facts, "gradient_norm": 1e-3}).startswith("Not certified")
+    assert words_of.certified({**facts, "gradient_norm": np.nan}).startswith("Not certified")
+
+
+def test_a_configuration_in_a_line():
+    run = {
+        "model": {"d_model": 48, "n_layers": 3},
+        "data": {"sequence_length": 64},
+        "batch_size": 8,
+        "steps": 6873,
+        "optimizer": {"peak_lr": 0.008676},
+    }
+    said = "d_model 48, n_layers 3, 6,873 steps of 8 times 64 tokens, peak_lr 0.00868"
+    assert next_page.configuration(run) == said
+    assert next_page.configuration({"d_model": 64}) == "d_model 64"
 
 
 def test_warnings_stand_with_what_to_do(analysis):

@@ -153,10 +153,11 @@ def test_finished_is_done_in_the_words_of_weights_and_biases(sweep):
         (lambda f: f.assign(loss=[*f["loss"][:-1], np.nan]), "loss is missing in row 27"),
         (lambda f: f.assign(N=[-5.0, *f["N"][1:]]), "N=-5.0 in row 0 is not positive"),
         (lambda f: f.assign(loss=[*f["loss"][:-1], 0.0]), "loss=0.0 in row 27"),
-        (lambda f: f.assign(C=["much", *f["C"][1:]]), "C=much in row 0"),
+        (lambda f: f.assign(C=["much", *f["C"][1:]]), "C=much in row 0 is not a finite number"),
         (lambda f: f.assign(loss=[np.inf, *f["loss"][1:]]), "loss=inf in row 0"),
         (lambda f: f.assign(status="running"), "nothing left to fit"),
-        (lambda f: f.assign(outlier="perhaps"), "outlier=perhaps"),
+        (lambda f: f.assign(N="1" * 400), f"N={'1' * 40} in row 0 is not a finite number"),
+        (lambda f: f.assign(outlier="perhaps"), "outlier=perhaps in row 0"),
         (lambda f: f.head(0), "no rows"),
     ],
 )
@@ -189,3 +190,18 @@ def test_curves_use_held_out_losses_only(training_curves, tmp_path):
     training_curves().query("split == 'train'").to_csv(path, index=False)
     with pytest.raises(InputError, match="no row with split=validation"):
         read_curves(path)
+
+
+def test_other_counts_of_n_and_c_are_kept_but_not_pieces_of_n(sweep):
+    """A piece of N is no way to count N: an exponent of the embedding's size alone would mean nothing."""
+    frame = sweep()
+    counts = {
+        "N_embedding": 1e3,
+        "N_head": 5e2,
+        "N_norms": 10.0,
+        "N_blocks": frame["N"] - 2e3,
+        "C_6nd": frame["C"] * 1.1,
+    }
+    table = table_from_frame(frame.assign(N_active=frame["N"], **counts))
+    assert table.alternatives.keys() == {"N_blocks", "N_without_embedding", "C_6nd"}
+    np.testing.assert_array_equal(table.alternatives["N_without_embedding"], frame["N"] - 1e3)

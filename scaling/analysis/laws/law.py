@@ -54,11 +54,15 @@ class Evaluation(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Coordinate:
-    """A natural parameter that is one coordinate of theta: its place, and the way there and back."""
+    """A natural parameter that is one coordinate of theta: its place, and whether theta holds its logarithm."""
 
     index: int
-    encode: Callable[[float], float]
-    decode: Callable[[float], float]
+    logarithmic: bool
+
+    @property
+    def encode(self) -> Callable[[float], float]:
+        """From the natural value to the coordinate."""
+        return np.log if self.logarithmic else float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +90,11 @@ class Law:
     check: Callable[[Inputs], None]
     coordinates: Mapping[str, Coordinate]
     fix: Callable[[Mapping[str, float], np.ndarray], dict[int, float]]
+
+    @property
+    def allocates(self) -> bool:
+        """Whether it has an optimal N and D for a budget: a law of these two, and of unique tokens at most."""
+        return {"N", "D"} <= set(self.needs) <= {"N", "D", "U"}
 
 
 def inputs_of(table: Any, law: Law) -> Inputs:

@@ -230,11 +230,11 @@ def _law(
         absent = [COLUMN[field] for field in needs if getattr(inputs, f"{field}_R") is None]
         if absent:
             raise InputError(f"the {name} law needs {', '.join(absent)}", do=f"it is {equation}")
-        rows = len(getattr(inputs, f"{needs[0]}_R"))
-        if rows <= len(parameters):
-            raise InputError(
-                f"{rows} runs cannot determine the {NUMBERS[len(parameters)]} parameters of {equation}", do="add runs"
-            )
+        needed_RxF = np.stack([getattr(inputs, f"{field}_R") for field in needs], axis=1)
+        P = len(parameters)
+        sought = f"the {NUMBERS[P] if P < len(NUMBERS) else P} parameters of {equation}"
+        if len(needed_RxF) <= P:
+            raise InputError(f"{len(needed_RxF)} runs cannot determine {sought}", do="add runs")
         for field in varied:
             found = len(np.unique(getattr(inputs, f"{field}_R")))
             if found < MIN_VALUES:
@@ -243,6 +243,11 @@ def _law(
                     f"the runs have {found} different {column}: the exponent of {column} is not determined",
                     do=f"add runs with other {column}; three are the least",
                 )
+        points = len(np.unique(needed_RxF, axis=0))
+        if points < P:
+            where = ", ".join(COLUMN[field] for field in needs)
+            what = f"runs at {points} points ({where}), however many runs, cannot determine {sought}"
+            raise InputError(what, do="add runs at other points")
 
     def fix(held: Mapping[str, float], centre: np.ndarray) -> dict[int, float]:
         at = dict(zip(needs, centre, strict=True))
@@ -259,7 +264,7 @@ def _law(
 
     moved = _moved(change, parameters, needs)
     coordinates = {
-        parameter.name: Coordinate(p, np.log, np.exp) if parameter.logarithmic else Coordinate(p, float, float)
+        parameter.name: Coordinate(p, parameter.logarithmic)
         for p, parameter in enumerate(parameters)
         if not parameter.pivots and parameter.name not in moved
     }
