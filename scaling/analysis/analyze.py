@@ -23,6 +23,9 @@ from scaling.errors import InputError
 NOT_ASKED = "it was not asked for"
 
 
+FARTHEST = 1e12  # from the largest run to a target, a factor: beyond, it is a slip of the pen
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Analysis:
     """Everything that was estimated. What could not be done is a string that says why, or empty.
@@ -112,6 +115,10 @@ def analyze(
         raise InputError(f"resamples={resamples} is negative", do="0 gives no intervals; 1000 are usual")
     if limits and not law.allocates:
         raise InputError(f"the {law.name} law has no optimal N and D", do="use a law of N and D, chinchilla say")
+    largest = float(table.C_R.max())
+    for C in target_flops:
+        if not 1 / FARTHEST < C / largest < FARTHEST:
+            raise InputError(f"target_flops={C:g}, where the largest run has {largest:.3g}", do="give FLOPs of a run")
     targets = tuple(float(C) for C in target_flops) or (2.0 * float(table.C_R.max()),)
     # Each part draws from its own stream, so that one approach more or less does not change the others.
     streams = [np.random.default_rng([seed, 0, part]) for part in range(4)]

@@ -34,7 +34,8 @@ RULE = (
     f"{FAR:g} times beyond the runs, or further beyond them than they reach from smallest to largest; where N* is not "
     f"known to a factor of {LOOSE**0.5:g} either way; where fewer than two approaches have an interval of the exponent "
     f"narrower than {WIDE:g}; where no budget could be held out to test the law, or the law misses it by more than "
-    f"{MISS:.0%}, or by more than {WORSE:g} times what several laws together do; or where the runs do not fix the exponent of N*. “Well supported” otherwise."
+    f"{MISS:.0%}, or by more than {WORSE:g} times what several laws together do; or where the runs do not fix the "
+    "exponent of N*. “Well supported” otherwise."
 )
 TERMS = (
     "N: parameters of a model; D: tokens it is trained on; C: FLOPs of its training; N* and D*: those of the lowest "

@@ -10,6 +10,7 @@ import numpy as np
 
 from scaling.analysis import allocation, frontier
 from scaling.analysis.intervals import Forecast, prediction
+from scaling.analysis.selection import predict as stacked
 from scaling.analysis.uncertainty import estimate
 from scaling.analysis.waste import signed_waste, size_of
 from scaling.errors import InputError
@@ -64,20 +65,35 @@ def optima(analysis: "Analysis") -> list[dict[str, Any]]:
 
 
 def next_runs(analysis: "Analysis") -> list[dict[str, Any]]:
-    """The run to do next at each target at which the law has an optimum."""
-    largest = float(analysis.table.C_R.max())
+    """The runs to do next where the law has an optimum, those that the report recommends first.
+
+    "purpose": "limited data" where a limit was given and moves the optimum, "training" for the compute-optimal run,
+    "serving" where tokens to serve were given. target_flops: C of the training itself. loss_stacked: EST of the loss by
+    several laws together (`selection.predict`), None where they were not compared.
+    """
+    optima = [entry for entry in analysis.optima if entry["N"]["value"] is not None]
+    limited = [entry for entry in analysis.data_limited if entry["binds"] and entry["N"]["value"] is not None]
+    served = [entry for entry in analysis.inference if entry["N"]["value"] is not None]
+    training = [float(analysis.cost.flops(np.log(entry["N"]["value"])) * entry["D"]["value"]) for entry in served]
     return [
-        {
-            "target_flops": optimum["C"],
-            "N": optimum["N"],
-            "D": optimum["D"],
-            "tokens_per_parameter": optimum["D"]["value"] / optimum["N"]["value"],
-            "loss": optimum["loss"],
-            "extrapolation_factor": optimum["C"] / largest,
-        }
-        for optimum in analysis.optima
-        if optimum["N"]["value"] is not None
+        *(_next_run(analysis, "limited data", entry["C"], entry) for entry in limited),
+        *(_next_run(analysis, "training", entry["C"], entry) for entry in optima),
+        *(_next_run(analysis, "serving", C, entry) for C, entry in zip(training, served, strict=True)),
     ]
+
+
+def _next_run(analysis: "Analysis", purpose: str, C: float, found: dict[str, Any]) -> dict[str, Any]:
+    N, D, selection = found["N"], found["D"], analysis.selection
+    return {
+        "purpose": purpose,
+        "target_flops": C,
+        "N": N,
+        "D": D,
+        "tokens_per_parameter": D["value"] / N["value"],
+        "loss": found["loss"],
+        "loss_stacked": None if isinstance(selection, str | None) else stacked(selection, N["value"], D["value"]),
+        "extrapolation_factor": C / float(analysis.table.C_R.max()),
+    }
 
 
 def data_limited(analysis: "Analysis", unique_tokens: float) -> list[dict[str, Any]]:

@@ -59,9 +59,10 @@ class NextCells:
     def sentence(self) -> str:
         """What is predicted, in words."""
         return (
-            f"{len(self.cells)} further cells of {self.flops:.3g} FLOPs in all are estimated to narrow the interval of "
-            f"log N* at {self.target_flops:.3g} FLOPs by {1 - self.variance_ratio**0.5:.0%}; one more budget of the "
-            f"usual kind for the same FLOPs, by {1 - self.usual_ratio**0.5:.0%}. Both suppose that the law holds there."
+            f"{len(self.cells)} further cells of {_said(self.flops)} FLOPs in all are estimated to narrow the interval "
+            f"of log N* at {_said(self.target_flops)} FLOPs by {1 - self.variance_ratio**0.5:.0%}; one more budget of "
+            f"the usual kind for the same FLOPs, by {1 - self.usual_ratio**0.5:.0%}. Both suppose that the law holds "
+            "there."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,6 +73,10 @@ class NextCells:
             "window": list(self.window),
             "said": self.sentence(),
         }
+
+
+def _said(flops: float) -> str:
+    return f"{flops:.3g}".replace("e+", "e")
 
 
 def next_cells(

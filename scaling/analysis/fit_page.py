@@ -89,7 +89,7 @@ def _budget(budget: dict[str, Any], biased: bool) -> list[str]:
         "inside" if budget["status"] == "ok" else escape(budget["status"].replace("_", " ")),
         est({"value": budget["N_opt"], "ci": budget["N_interval"]}, si),
         est({"value": budget["D_opt"], "ci": budget["D_interval"]}, si),
-        f"{budget['D_opt'] / budget['N_opt']:.3g}" if known else "&ndash;",
+        f"{budget['D_opt'] / budget['N_opt']:.3g}" if known and budget["D_opt"] else "&ndash;",
         f"{budget['loss_opt']:.4f}" if known else "&ndash;",
     ]
     if biased:

@@ -31,27 +31,32 @@ def next_runs(analysis: Analysis, runs: Sequence[dict[str, Any]]) -> str:
     if not runs:
         return prose([NOTHING])
     header = [
-        "Target <i>C</i> (FLOPs)",
+        "<i>C</i> (FLOPs)",
         "<i>N</i>",
         "<i>D</i>",
         "<i>D</i>/<i>N</i>",
         f"Loss ({analysis.table.unit})",
-        "Target over largest <i>C</i>",
+        "Loss by several laws",
+        "<i>C</i> over largest",
     ]
+    several = len({run["purpose"] for run in runs}) > 1
+    header = ["Run for", *header] if several else header
     rows = [
         [
+            *([escape(run["purpose"])] if several else []),
             flops(run["target_flops"]),
             est(run["N"], si),
             est(run["D"], si),
             est(per_parameter(run["N"], run["D"]), "{:.3g}".format),
             est(run["loss"]),
+            "&ndash;" if run["loss_stacked"] is None else est(run["loss_stacked"]),
             times(run["extrapolation_factor"]),
         ]
         for run in runs
     ]
     configs = "".join(
         folded(
-            f"The configuration for {flops(run['target_flops'])} FLOPs: {configuration(run['run'])}",
+            f"The configuration for {run['purpose']}, {flops(run['target_flops'])} FLOPs: {configuration(run['run'])}",
             f"<pre>{escape(json.dumps(run['run'], indent=2))}</pre>",
         )
         for run in runs

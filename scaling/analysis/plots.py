@@ -46,8 +46,8 @@ def figures(analysis: Analysis) -> dict[str, Figure]:
     """All figures that the analysis has data for, by name."""
     makers: dict[str, tuple[bool, Callable[[Analysis], Figure]]] = {
         "isoflop": (not isinstance(analysis.isoflop, str), isoflop_figure),
-        "optima": (bool(analysis.optima), optima_figure),
-        "surface": (bool(analysis.optima), surface_figure),
+        "optima": (_has_optimum(analysis), optima_figure),
+        "surface": (_has_optimum(analysis), surface_figure),
         "residuals": (True, residual_figure),
         "profiles": (bool(analysis.profiles), _profiles),
         "held_out": (not isinstance(analysis.selection, str | None), _held_out),
@@ -57,6 +57,14 @@ def figures(analysis: Analysis) -> dict[str, Figure]:
     }
     with style():
         return {name: make(analysis) for name, (possible, make) in makers.items() if possible}
+
+
+def _has_optimum(analysis: Analysis) -> bool:
+    """Whether the law has an optimum somewhere in the compute of the runs."""
+    if analysis.cost is None:
+        return False
+    fit, C_G = analysis.fit, np.geomspace(analysis.table.C_R.min(), analysis.table.C_R.max(), 41)
+    return bool(np.isfinite(frontier.optima(fit.law, fit.theta_P[None], fit.centre, analysis.cost, C_G).N_BxG).any())
 
 
 def _profiles(analysis: Analysis) -> Figure:
@@ -135,7 +143,9 @@ def optima_figure(analysis: Analysis) -> Figure:
     for axes, label, quantity in zip(panels, labels, ("N", "D"), strict=True):
         centre_G, draws_BxG = getattr(law, f"{quantity}_BxG")[0], getattr(drawn, f"{quantity}_BxG")
         if len(draws_BxG):  # widened as the intervals of the report are
-            draws_BxG = centre_G * (draws_BxG / centre_G) ** widening(analysis.bootstrap.clusters)
+            draws_BxG = centre_G * (draws_BxG / centre_G) ** (
+                analysis.bootstrap.spread * widening(analysis.bootstrap.clusters)
+            )
         _band(axes, C_G, centre_G, draws_BxG, "approach3", "-")
         for name, result, draws, line in (
             ("approach2", analysis.isoflop, analysis.isoflop_draws, "--"),

@@ -216,7 +216,7 @@ def _parameter(analysis: Analysis, name: str) -> dict[str, Any]:
     law, centre = analysis.fit.law, analysis.fit.centre
     # Levels, factors and scales are positive by their coordinate: their intervals are on the log scale. Exponents not.
     known = law.coordinates.get(name)
-    positive = analysis.fit.parameters[name] > 0 and (known is None or known.encode is np.log)
+    positive = analysis.fit.parameters[name] > 0 and (known is None or known.logarithmic)
     return analysis.est(lambda theta_BxP: law.natural(theta_BxP, centre)[name], positive=positive)
 
 

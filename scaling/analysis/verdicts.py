@@ -136,9 +136,7 @@ def _resamples(analysis: "Analysis") -> list[dict[str, Any]]:
     found = []
     for number, draws in ((1, analysis.envelope_draws), (2, analysis.isoflop_draws)):
         if draws is not None and draws.failed > FAILED * analysis.resamples:
-            rest = (
-                "so that it has no interval" if 2 * draws.failed > analysis.resamples else "its interval is the others'"
-            )
+            rest = "it has no interval" if 2 * draws.failed > analysis.resamples else "its interval is the others'"
             message = f"{draws.failed} of {analysis.resamples} resamples gave Approach {number} no slope: {rest}."
             found.append(warning("weakly_identified", message, approach=number, failed=draws.failed))
     if analysis.unconverged > FAILED * analysis.resamples:
@@ -214,7 +212,8 @@ def _extrapolation(analysis: "Analysis") -> list[dict[str, Any]]:
             low, high = values_R.min(), values_R.max()
             if value > high * (1 + 1e-9) or value < low * (1 - 1e-9):
                 factor = value / high if value > high else low / value
-                beyond.append(f"{name} is {times(factor)} times {'above' if value > high else 'below'} the runs'")
+                end = "the largest" if value > high else "below the smallest"
+                beyond.append(f"{name} is {times(factor)} times {end} of the runs")
         if beyond:
             message = (
                 f"The optimum at C = {flops(optimum['C'])} is an extrapolation: {'; '.join(beyond)}. Its intervals "

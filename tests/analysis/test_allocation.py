@@ -278,3 +278,19 @@ def test_a_data_constrained_prediction_counts_its_unique_tokens(analysis):
     losses = [decisions.predict_loss(law, 6.34e9, 242e9, U)["value"] for U in (25e9, 100e9, None)]
     assert losses[0] == pytest.approx(2.2256440889984477, rel=1e-15)
     assert losses[0] > losses[1] > losses[2]
+
+
+def test_next_runs_are_those_for_limited_data_training_and_serving(sweep):
+    """The recommended one first; that of serving is trained with its own compute."""
+    table = table_from_frame(sweep(noise=0.003))
+    asked = {"unique_tokens": 1e5, "inference_tokens": 1e9}
+    found = analyze(table, target_flops=[5e12], resamples=100, thorough=False, **asked)
+    limited, training, serving = decisions.next_runs(found)
+    assert [run["purpose"] for run in (limited, training, serving)] == ["limited data", "training", "serving"]
+    assert limited["N"]["value"] > training["N"]["value"] > serving["N"]["value"]
+    assert limited["target_flops"] == training["target_flops"] == 5e12
+    cost = found.cost.flops(np.log(serving["N"]["value"])) * serving["D"]["value"]
+    assert serving["target_flops"] == pytest.approx(cost, rel=1e-12)
+    assert serving["target_flops"] > 5e12
+    plain = decisions.next_runs(analyze(table, target_flops=[5e12], resamples=100, thorough=False))
+    assert [run["purpose"] for run in plain] == ["training"]

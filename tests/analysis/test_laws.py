@@ -192,6 +192,25 @@ def test_a_law_of_ones_own(sweep, truth):
     assert ours.parameters == pytest.approx(library.parameters, rel=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("needs", "parameters", "said"),
+    [
+        (["N", "Q"], [level("E")], "Q is not among its needs"),
+        (["N"], [level("E"), level("A", alpha="D"), exponent("alpha")], r"D is not among its needs \(N\) \(add D\)"),
+        (["N"], [level("E"), level("A", gamma="N")], "A stands with gamma, which is not a parameter"),
+    ],
+)
+def test_a_law_that_does_not_fit_together_is_refused(needs, parameters, said):
+    with pytest.raises(InputError, match=said):
+        define("mine", "L = E", parameters, needs, lambda p, log, centre: p["E"])
+
+
+def test_a_formula_without_its_parameters_is_refused(sweep):
+    law = define("mine", "L = N", [level("E")], ["N"], lambda p, log, centre: log.N)
+    with pytest.raises(InputError, match="ndarray that does not follow from p"):
+        fit(law, Inputs(sweep()["N"].to_numpy()), sweep()["loss"].to_numpy())
+
+
 def test_jets_multiply_and_divide():
     """A formula of all operations, against its derivatives by hand: y = x exp(x) / (1 + x)."""
     (x,) = variables(np.array([[0.3], [1.2]]))

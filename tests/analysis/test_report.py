@@ -114,7 +114,10 @@ def test_report_json_has_the_design_s_format(written):
 def test_next_run_json_carries_the_given_runs(written):
     runs = no_constants((written / "next_run.json").read_text())
     assert [run["target_flops"] for run in runs] == [5e12, 1e14]
-    keys = {"target_flops", "N", "D", "tokens_per_parameter", "loss", "extrapolation_factor", "run"}
+    keys = {
+        "purpose", "target_flops", "N", "D", "tokens_per_parameter", "loss", "loss_stacked", "extrapolation_factor",
+        "run",
+    }  # fmt: skip
     for run in runs:
         assert set(run) == keys
         assert run["tokens_per_parameter"] == pytest.approx(run["D"]["value"] / run["N"]["value"])
@@ -253,7 +256,7 @@ def test_warnings_fire_where_they_should(sweep, truth):
 
     beyond = analyze(table_from_frame(frame), target_flops=[1e15], resamples=100, thorough=False)
     assert codes(beyond) == ["extrapolation"]
-    assert "C is 400 times above" in beyond.warnings[0]["message"]
+    assert "C is 400 times the largest" in beyond.warnings[0]["message"]
 
     top = frame["C"] == 2.5e12
     edged = frame[~(top & (frame["N"] < 1.5 * truth.N_opt(2.5e12)))]

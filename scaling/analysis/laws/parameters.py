@@ -106,6 +106,9 @@ def define(
     def evaluate(theta_BxP: np.ndarray, inputs: Inputs, centre: np.ndarray) -> Evaluation:
         p = dict(zip(names, jets.variables(theta_BxP), strict=True))
         f = formula(p, _logs(inputs, needs), Logs(**dict(zip(needs, centre, strict=True))))
+        if not isinstance(f, jets.Jet):
+            what = f"the formula of the {name} law gives a {type(f).__name__} that does not follow from p"
+            raise InputError(what, do="compute with the entries of p, by the functions of scaling.analysis.laws.jets")
         return Evaluation(f.value, f.first, lambda c_BxR: np.einsum("br,bpqr->bpq", c_BxR, f.second))
 
     return _law(name, equation, parameters, needs, log_loss, evaluate, varied or needs, natural)
@@ -183,6 +186,14 @@ def _law(
 ) -> Law:
     """A law with all that follows from the kinds of its parameters."""
     place = {parameter.name: p for p, parameter in enumerate(parameters)}
+    for field in (*needs, *varied, *(field for parameter in parameters for _, field in parameter.pivots)):
+        if field not in COLUMN or field not in needs:
+            what = f"the {name} law: {field} is not among its needs ({', '.join(needs)})"
+            raise InputError(what, do=f"inputs are {', '.join(COLUMN)}" if field not in COLUMN else f"add {field}")
+    for parameter in parameters:
+        for power, _ in parameter.pivots:
+            if power not in place:
+                raise InputError(f"the {name} law: {parameter.name} stands with {power}, which is not a parameter")
 
     def centre(inputs: Inputs) -> np.ndarray:
         return np.array([np.log(getattr(inputs, f"{field}_R")).mean() for field in needs])
