@@ -34,9 +34,9 @@ from benchmarks import add_data
 from scaling.analysis.fitting import fit, problem_of, refit
 from scaling.analysis.laws import CHINCHILLA, inputs_of
 from scaling.analysis.newton import polish
+from scaling.analysis.studies import EPOCH_RESAMPLES, epoch_weights
 from scaling.analysis.table import table_from_frame
 
-SEED, RESAMPLES = 42, 4000
 QUANTITIES = ("A", "B", "E", "alpha", "beta", "a")
 # What they print, with the number of decimals.
 PUBLISHED_ERRORS = {
@@ -72,9 +72,9 @@ def reproduce(frame: pd.DataFrame) -> Reproduction:
     table = table_from_frame(frame[~frame["excluded_by_epoch"].astype(bool)])
     inputs, loss_R = inputs_of(table, CHINCHILLA), table.loss_R
     fitted = fit(CHINCHILLA, inputs, loss_R)
-    weight_BxR = their_weights(len(loss_R))
+    weight_BxR = epoch_weights(len(loss_R))
     problem = problem_of(CHINCHILLA, inputs, loss_R, fitted.centre, fitted.objective)
-    near = polish(problem, weight_BxR, np.tile(fitted.theta_P, (RESAMPLES, 1)))
+    near = polish(problem, weight_BxR, np.tile(fitted.theta_P, (EPOCH_RESAMPLES, 1)))
     best = refit(fitted, inputs, loss_R, weight_BxR, seed=0)
     local, exact = (_quantities(ends.theta_BxP, fitted.centre) for ends in (near, best))
     return Reproduction(
@@ -83,13 +83,6 @@ def reproduce(frame: pd.DataFrame) -> Reproduction:
         exact_errors={name: float(values_B.std(ddof=1)) for name, values_B in exact.items()},
         lower=int((best.value_B < near.value_B * (1 - 1e-6)).sum()),
     )
-
-
-def their_weights(rows: int) -> np.ndarray:
-    """weight_BxR of their resamples: from the legacy generator, which is why it is used here and nowhere else."""
-    legacy = np.random.RandomState(SEED)
-    picked = (legacy.choice(rows, size=rows, replace=True) for _ in range(RESAMPLES))
-    return np.stack([np.bincount(index, minlength=rows) for index in picked]).astype(np.float64)
 
 
 def _quantities(theta_BxP: np.ndarray, centre: np.ndarray) -> dict[str, np.ndarray]:
@@ -110,7 +103,7 @@ def main() -> None:
         rows += [("  local", {key: value[end] for key, value in found.intervals.items()})]
     for label, values in rows:
         print(f"{label:20}" + "".join(f"{values[name]:12.6g}" if name in values else " " * 12 for name in QUANTITIES))
-    print(f"{found.lower} of {RESAMPLES} resamples have a lower minimum away from the estimate")
+    print(f"{found.lower} of {EPOCH_RESAMPLES} resamples have a lower minimum away from the estimate")
 
 
 if __name__ == "__main__":

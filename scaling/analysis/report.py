@@ -208,6 +208,7 @@ def _law(analysis: Analysis) -> dict[str, Any]:
         "law": fit.law.name,
         "objective": {"kind": fit.objective.kind, "delta": fit.objective.delta, "value": fit.value},
         "parameters": {name: _parameter(analysis, name) for name in fit.law.parameters},
+        "weakly_identified": weak_names(analysis),
         "held_out_rmse": analysis.held_out_rmse,
     }
 
@@ -229,6 +230,7 @@ def _others(analysis: Analysis) -> list[dict[str, Any]]:
             "law": row["law"],
             "objective": {"kind": row["objective"], "weighting": row["weighting"]},
             "parameters": {name: estimate(value) for name, value in row["parameters"].items()},
+            "weakly_identified": None,  # not judged
             "held_out_rmse": row["held_out_rmse"],
         }
         for row in analysis.selection.rows()

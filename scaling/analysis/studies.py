@@ -63,12 +63,16 @@ def _epoch(read: Read) -> pd.DataFrame:
     return frame[~frame["excluded_by_epoch"].astype(bool)]
 
 
+def epoch_weights(rows: int) -> np.ndarray:
+    """weight_BxR of Epoch's 4,000 resamples, from the legacy generator: no other gives them."""
+    legacy = np.random.RandomState(EPOCH_SEED)
+    picked = (legacy.choice(rows, size=rows, replace=True) for _ in range(EPOCH_RESAMPLES))
+    return np.stack([np.bincount(index_R, minlength=rows) for index_R in picked]).astype(np.float64)
+
+
 def _epoch_draws(fitted: Fit) -> dict[str, np.ndarray]:
     """Refits from the estimate alone under the resamples of their seed, as they did."""
-    legacy = np.random.RandomState(EPOCH_SEED)  # the legacy generator: no other gives their resamples
-    R = len(fitted.loss_R)
-    picked = (legacy.choice(R, size=R, replace=True) for _ in range(EPOCH_RESAMPLES))
-    weight_BxR = np.stack([np.bincount(index_R, minlength=R) for index_R in picked]).astype(np.float64)
+    weight_BxR = epoch_weights(len(fitted.loss_R))
     problem = problem_of(fitted.law, fitted.inputs, fitted.loss_R, fitted.centre, fitted.objective)
     ends = newton.polish(problem, weight_BxR, np.tile(fitted.theta_P, (EPOCH_RESAMPLES, 1)))
     drawn = fitted.law.natural(ends.theta_BxP, fitted.centre)
