@@ -15,11 +15,11 @@ import pandas as pd
 from absl import flags
 
 from scaling import command
-from scaling.analysis import style
 from scaling.analysis.columns import parse_columns, text
 from scaling.analysis.compare import RESAMPLES, compare
 from scaling.analysis.compare_plots import comparison_figure, comparison_page
 from scaling.analysis.laws import law_named
+from scaling.analysis.reporting import style
 from scaling.analysis.table import UNIT, Table, read_frame, read_table
 from scaling.errors import InputError
 from scaling.files import make_directory, write_json, write_text

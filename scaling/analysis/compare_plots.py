@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from scaling.analysis import html
 from scaling.analysis.compare import Comparison, spoken
 from scaling.analysis.intervals import LEVEL
+from scaling.analysis.reporting import html
+from scaling.analysis.reporting.style import FAINT, GREY, INK, RC, figure, log_axis, pad, pad_log, style
 from scaling.analysis.sides import Side, minima
-from scaling.analysis.style import FAINT, GREY, INK, RC, figure, log_axis, pad, pad_log, style
 
 TITLE = "Two sweeps compared"
 COLOURS = {"a": "#0072B2", "b": "#D55E00"}  # Okabe & Ito 2008: blue, vermilion

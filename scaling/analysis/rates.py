@@ -22,7 +22,7 @@ import pandas as pd
 from scipy import stats
 
 from scaling.analysis.columns import positive, text
-from scaling.analysis.style import si
+from scaling.analysis.reporting.style import si
 from scaling.analysis.table import GAP
 from scaling.errors import InputError
 from scaling.rules import LEVEL

@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from scaling.analysis import decisions, page, plots, style, verdicts, words
+from scaling.analysis import decisions, verdicts
 from scaling.analysis.analyze import NOT_ASKED, Analysis
-from scaling.analysis.answer import answer, spoken, weak_names
-from scaling.analysis.checklist import checklist
-from scaling.analysis.checks import checks
 from scaling.analysis.envelope import CAUTION, touches
 from scaling.analysis.isoflop import tokens_at
 from scaling.analysis.isoflop_draws import minima_draws
+from scaling.analysis.reporting import page, plots, style, words
+from scaling.analysis.reporting.answer import answer, spoken, weak_names
+from scaling.analysis.reporting.checklist import checklist
+from scaling.analysis.reporting.checks import checks
+from scaling.analysis.reporting.versions import versions
 from scaling.analysis.uncertainty import estimate
-from scaling.analysis.versions import versions
 from scaling.errors import InputError
 from scaling.files import Path, write_json, write_text
 

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from scaling.analysis.rates import Optima
-from scaling.analysis.style import si
+from scaling.analysis.reporting.style import si
 from scaling.errors import InputError
 from scaling.rules import LEVEL, LearningRateRule
 

@@ -10,8 +10,8 @@ import pandas as pd
 
 from scaling.analysis.columns import numbers
 from scaling.analysis.rates import LOCAL, Optima, Optimum, find_optima
+from scaling.analysis.reporting.style import si
 from scaling.analysis.rule_fit import fit_rule
-from scaling.analysis.style import si
 from scaling.rules import LEVEL, LearningRateRule
 from scaling.specs import to_dict
 

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from scaling.analysis import html
 from scaling.analysis.rates import LOCAL, Optimum
-from scaling.analysis.style import GREY, INK, MARKERS, RC, figure, log_axis, pad, pad_log, ramp, si, style
+from scaling.analysis.reporting import html
+from scaling.analysis.reporting.style import GREY, INK, MARKERS, RC, figure, log_axis, pad, pad_log, ramp, si, style
 from scaling.analysis.tuning import HEADER, Tuning, methods, table_rows
 from scaling.rules import LEVEL, LearningRateRule
 

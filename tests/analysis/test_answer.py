@@ -11,10 +11,11 @@ import types
 import pytest
 
 from scaling import analysis as package
-from scaling.analysis import answer, decisions, remedies, report, versions
+from scaling.analysis import decisions, report
 from scaling.analysis.analyze import analyze
-from scaling.analysis.checklist import NOT_TOLD, checklist
-from scaling.analysis.style import si, symbol
+from scaling.analysis.reporting import answer, remedies, versions
+from scaling.analysis.reporting.checklist import NOT_TOLD, checklist
+from scaling.analysis.reporting.style import si, symbol
 from scaling.analysis.table import table_from_frame, warning
 from scaling.analysis.verdicts import exponents, times
 
@@ -259,7 +260,7 @@ def test_the_digest_is_of_the_code_and_its_names(tmp_path, monkeypatch):
 
     copy = tmp_path / "analysis"
     shutil.copytree(MODULES, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(versions, "__file__", str(copy / "versions.py"))
+    monkeypatch.setattr(versions, "__file__", str(copy / "reporting" / "versions.py"))
     assert versions.code_digest() == whole  # where the code lies does not count
     (copy / "note.txt").write_text("no code")
     assert versions.code_digest() == whole

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.analysis import api, isoflop, remedies, table
+from scaling.analysis import api, isoflop, table
 from scaling.analysis.fitting import ABSOLUTE_LOG, SQUARES_LOG, fit
 from scaling.analysis.laws import CHINCHILLA, LAWS, Inputs
+from scaling.analysis.reporting import remedies
 from scaling.errors import InputError
 
 GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "analysis.md"

@@ -11,12 +11,12 @@ import pytest
 
 from scaling.analysis import newton
 from scaling.analysis.analyze import Analysis, analyze
-from scaling.analysis.answer import answer
-from scaling.analysis.checks import checks
 from scaling.analysis.fitting import ABSOLUTE_LOG, HUBER_LOG, fit, problem_of
 from scaling.analysis.laws import CHINCHILLA, LAWS, Inputs
 from scaling.analysis.pinning import SHARES
 from scaling.analysis.profiles import profile, profiles
+from scaling.analysis.reporting.answer import answer
+from scaling.analysis.reporting.checks import checks
 from scaling.analysis.table import table_from_frame
 from scaling.analysis.verdicts import law_exponent, point_exponents
 from scaling.errors import InputError

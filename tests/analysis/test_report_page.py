@@ -8,13 +8,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from scaling.analysis import check_plots, check_words, checks, decisions, next_page, page, report
-from scaling.analysis import words as words_of
+from scaling.analysis import decisions, report
 from scaling.analysis.analyze import analyze
 from scaling.analysis.identifiability import Verdict, judged
 from scaling.analysis.profiles import profiles
+from scaling.analysis.reporting import check_plots, check_words, checks, next_page, page
+from scaling.analysis.reporting import words as words_of
+from scaling.analysis.reporting.style import log_ticks, style
 from scaling.analysis.selection import select
-from scaling.analysis.style import log_ticks, style
 from scaling.analysis.table import table_from_frame, warning
 
 SENSITIVE = (

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from scaling.analysis import check_words, words
 from scaling.analysis.analyze import Analysis
-from scaling.analysis.answer import GRADES, NOTHING, RULE, TERMS, Answer, per_parameter
-from scaling.analysis.html import est, flops, folded, prose, table
-from scaling.analysis.style import si
+from scaling.analysis.reporting import check_words, words
+from scaling.analysis.reporting.answer import GRADES, NOTHING, RULE, TERMS, Answer, per_parameter
+from scaling.analysis.reporting.html import est, flops, folded, prose, table
+from scaling.analysis.reporting.style import si
 from scaling.analysis.verdicts import times
 
 SHOWN = 8  # rows of a table that is not folded

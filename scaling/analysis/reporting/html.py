@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from scaling.analysis.css import CSS
+from scaling.analysis.reporting.css import CSS
 
 
 def document(title: str, body: str) -> str:

@@ -9,8 +9,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from scaling.analysis.check_words import REPORTED, variant
-from scaling.analysis.style import BLUE, FAINT, GREY, INK, MARKERS, VERMILION, WIDTH, figure, log_axis, ramp, symbol
+from scaling.analysis.reporting.check_words import REPORTED, variant
+from scaling.analysis.reporting.style import (
+    BLUE,
+    FAINT,
+    GREY,
+    INK,
+    MARKERS,
+    VERMILION,
+    WIDTH,
+    figure,
+    log_axis,
+    ramp,
+    symbol,
+)
 
 if TYPE_CHECKING:
     from scaling.analysis.identifiability import Verdict

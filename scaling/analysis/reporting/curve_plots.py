@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 
 from scaling.analysis.analyze import Analysis
 from scaling.analysis.curves import Curves
-from scaling.analysis.style import INK, WIDTH, figure, log_axis, pad, pad_log, ramp, si
+from scaling.analysis.reporting.style import INK, WIDTH, figure, log_axis, pad, pad_log, ramp, si
 
 
 def envelope_figure(analysis: Analysis) -> Figure:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from scaling.analysis import check_words, noise_words, words
 from scaling.analysis.analyze import Analysis
-from scaling.analysis.html import est, flops, folded, prose, table
-from scaling.analysis.style import APPROACH_NAME, si
+from scaling.analysis.reporting import check_words, noise_words, words
+from scaling.analysis.reporting.html import est, flops, folded, prose, table
+from scaling.analysis.reporting.style import APPROACH_NAME, si
 
 
 def exponents(analysis: Analysis, report: dict[str, Any]) -> str:

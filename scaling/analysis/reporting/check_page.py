@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from scaling.analysis import check_words
-from scaling.analysis.html import folded, prose, table
 from scaling.analysis.laws import Law
-from scaling.analysis.style import si
+from scaling.analysis.reporting import check_words
+from scaling.analysis.reporting.html import folded, prose, table
+from scaling.analysis.reporting.style import si
 
 EXPONENT = " (exponent of <i>N</i>*)"  # a, which is none of most laws' own
 

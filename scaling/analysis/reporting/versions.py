@@ -24,7 +24,7 @@ def code_digest() -> str:
     The version of the package does not move with every change of its code; this does, so that two reports with the
     same data, settings and digest were computed the same way.
     """
-    folder = pathlib.Path(__file__).parent
+    folder = pathlib.Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         content = path.read_bytes()

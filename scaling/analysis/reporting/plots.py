@@ -9,11 +9,11 @@ from matplotlib.lines import Line2D
 
 from scaling.analysis import frontier
 from scaling.analysis.analyze import Analysis
-from scaling.analysis.check_plots import held_out_figure, profile_figure, sensitivity_figure
-from scaling.analysis.curve_plots import curves_figure, envelope_figure
 from scaling.analysis.intervals import widening
 from scaling.analysis.isoflop import Budget
-from scaling.analysis.style import (
+from scaling.analysis.reporting.check_plots import held_out_figure, profile_figure, sensitivity_figure
+from scaling.analysis.reporting.curve_plots import curves_figure, envelope_figure
+from scaling.analysis.reporting.style import (
     APPROACH,
     APPROACH_NAME,
     FAINT,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scaling.analysis import words
+from scaling.analysis.reporting import words
 from scaling.analysis.uncertainty import LEVEL
 from scaling.analysis.verdicts import flops
 

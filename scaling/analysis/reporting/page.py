@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from scaling.analysis import captions, check_page, check_words, fit_page, next_page, remedies, words
 from scaling.analysis.analyze import Analysis
-from scaling.analysis.answer import answer
-from scaling.analysis.html import bullets, contents, document, figure, folded, prose, sections, table
+from scaling.analysis.reporting import captions, check_page, check_words, fit_page, next_page, remedies, words
+from scaling.analysis.reporting.answer import answer
+from scaling.analysis.reporting.html import bullets, contents, document, figure, folded, prose, sections, table
 
 
 def page(
