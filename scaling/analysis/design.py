@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scaling.analysis import frontier
+from scaling.analysis import frontier, verdicts
 from scaling.analysis.c_optimal import Information, choose
 from scaling.analysis.fitting import Fit
 from scaling.analysis.laws import Inputs, Law
@@ -58,11 +58,11 @@ class NextCells:
 
     def sentence(self) -> str:
         """What is predicted, in words."""
+        cost, target = verdicts.flops(self.flops), verdicts.flops(self.target_flops)
         return (
-            f"{len(self.cells)} further cells of {_said(self.flops)} FLOPs in all are estimated to narrow the interval "
-            f"of log N* at {_said(self.target_flops)} FLOPs by {1 - self.variance_ratio**0.5:.0%}; one more budget of "
-            f"the usual kind for the same FLOPs, by {1 - self.usual_ratio**0.5:.0%}. Both suppose that the law holds "
-            "there."
+            f"{len(self.cells)} further cells of {cost} FLOPs in all are estimated to narrow the interval of log N* at "
+            f"{target} FLOPs by {1 - self.variance_ratio**0.5:.0%}; one more budget of the usual kind for the same "
+            f"FLOPs, by {1 - self.usual_ratio**0.5:.0%}. Both suppose that the law holds there."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,10 +73,6 @@ class NextCells:
             "window": list(self.window),
             "said": self.sentence(),
         }
-
-
-def _said(flops: float) -> str:
-    return f"{flops:.3g}".replace("e+", "e")
 
 
 def next_cells(

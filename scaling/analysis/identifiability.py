@@ -28,12 +28,12 @@ from typing import Any, Literal
 import numpy as np
 
 from scaling.analysis.fitting import Fit
+from scaling.analysis.intervals import LEVEL
 from scaling.analysis.pinning import EXPONENT, quantities
 from scaling.analysis.profiles import Profile, profiles
 from scaling.analysis.resampling import Bootstrap
 from scaling.analysis.sandwich import sandwich
 from scaling.analysis.table import warning
-from scaling.analysis.uncertainty import LEVEL
 
 MIN_DOF = 3  # runs less parameters
 MIN_SPAN = 2.0  # of an input

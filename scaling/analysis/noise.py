@@ -16,8 +16,8 @@ import numpy as np
 from scipy import sparse, stats
 
 from scaling.analysis.fitting import SQUARES_LOG, Fit, fit
+from scaling.analysis.intervals import LEVEL
 from scaling.analysis.table import Table
-from scaling.analysis.uncertainty import LEVEL
 
 MIN_DOF = 4  # of a budget that gets a noise floor of its own: below, the interval spans more than a factor of three
 

@@ -27,12 +27,12 @@ import numpy as np
 from scipy import stats
 
 from scaling.analysis.fitting import Fit, problem_of
+from scaling.analysis.intervals import LEVEL
 from scaling.analysis.newton import Problem, huber, residuals
 from scaling.analysis.pinning import Quantity, pinned, quantities, quantity_named
 from scaling.analysis.profile_search import Curve, Search, explore, fill, start
 from scaling.analysis.resampling import Bootstrap
 from scaling.analysis.sandwich import Sandwich, sandwich
-from scaling.analysis.uncertainty import LEVEL
 from scaling.errors import InputError
 
 INNER = 0.6  # central share of the draws that a profile must span before they calibrate it

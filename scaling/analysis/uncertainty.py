@@ -10,7 +10,6 @@ import numpy as np
 
 from scaling.analysis.curves import Curves
 from scaling.analysis.envelope import Envelope, powers, winners
-from scaling.analysis.intervals import LEVEL as LEVEL
 from scaling.analysis.intervals import percentile
 from scaling.analysis.powers import Power
 

@@ -7,13 +7,13 @@ import numpy as np
 from scaling.analysis import identifiability
 from scaling.analysis.disagreement import Disagreement
 from scaling.analysis.fitting import Fit, fit
-from scaling.analysis.intervals import interval
+from scaling.analysis.intervals import LEVEL, interval
 from scaling.analysis.isoflop import isoflop
 from scaling.analysis.laws import Law, inputs_of
 from scaling.analysis.pinning import PAIRS
 from scaling.analysis.resampling import FEW
 from scaling.analysis.table import Table, warning
-from scaling.analysis.uncertainty import LEVEL, estimate
+from scaling.analysis.uncertainty import estimate
 
 if TYPE_CHECKING:
     from scaling.analysis.analyze import Analysis

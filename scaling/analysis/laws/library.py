@@ -87,11 +87,16 @@ OVERTRAINING = define(
 )
 
 
+def _joined(size: Number, data: Number, k: Number) -> Number:
+    """ln of (e^(size / k) + e^(data / k))^k: their sum for k = 1, and towards the larger of the two as k falls."""
+    sharpness = reciprocal(k)
+    return k * logaddexp(size * sharpness, data * sharpness)
+
+
 def _kaplan(p: Mapping[str, Number], at: Logs, centre: Logs) -> Number:
     size = p["N_c"] - p["alpha_N"] * (at.N - centre.N)
     data = p["D_c"] - p["alpha_D"] * (at.D - centre.D)
-    sharpness = reciprocal(p["alpha_D"])
-    return p["alpha_D"] * logaddexp(size * sharpness, data * sharpness)
+    return _joined(size, data, p["alpha_D"])
 
 
 def _kaplan_natural(values: dict[str, np.ndarray], centre: Logs) -> dict[str, np.ndarray]:
@@ -115,9 +120,7 @@ KAPLAN = define(
 def _coupled(p: Mapping[str, Number], at: Logs, centre: Logs) -> Number:
     size = p["A"] - p["alpha"] * (at.N - centre.N)
     data = p["B"] - p["beta"] * (at.D - centre.D)
-    k = exp(p["k"])
-    sharpness = reciprocal(k)
-    return logaddexp(p["E"], k * logaddexp(size * sharpness, data * sharpness))
+    return logaddexp(p["E"], _joined(size, data, exp(p["k"])))
 
 
 def _coupled_natural(values: dict[str, np.ndarray], centre: Logs) -> dict[str, np.ndarray]:

@@ -13,11 +13,11 @@ The grade of the second is a rule and no judgement:
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from scaling.analysis.intervals import interval
+from scaling.analysis.intervals import LEVEL, interval
 from scaling.analysis.reporting import remedies
 from scaling.analysis.reporting.check_words import joined
 from scaling.analysis.reporting.style import si
-from scaling.analysis.uncertainty import LEVEL, estimate
+from scaling.analysis.uncertainty import estimate
 from scaling.analysis.verdicts import exponents, flops, times
 
 if TYPE_CHECKING:

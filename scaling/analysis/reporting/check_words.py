@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from scaling.analysis.uncertainty import LEVEL
+from scaling.analysis.intervals import LEVEL
 from scaling.analysis.verdicts import times
 
 STATUS = {"identified": "identified", "weakly_identified": "weakly identified", "at_bound": "at its bound"}

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scaling.analysis.intervals import LEVEL
 from scaling.analysis.reporting import words
-from scaling.analysis.uncertainty import LEVEL
 from scaling.analysis.verdicts import flops
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from scaling.analysis import frontier
 from scaling.analysis.analyze import Analysis
-from scaling.analysis.intervals import widening
+from scaling.analysis.intervals import LEVEL, widening
 from scaling.analysis.isoflop import Budget
 from scaling.analysis.reporting.check_plots import held_out_figure, profile_figure, sensitivity_figure
 from scaling.analysis.reporting.curve_plots import curves_figure, envelope_figure
@@ -33,7 +33,6 @@ from scaling.analysis.reporting.style import (
     si,
     style,
 )
-from scaling.analysis.uncertainty import LEVEL
 
 SIZE = "Parameters $N$"
 COMPUTE = "Training compute $C$ (FLOPs)"
@@ -44,10 +43,11 @@ BAND_DRAWS = (
 
 def figures(analysis: Analysis) -> dict[str, Figure]:
     """All figures that the analysis has data for, by name."""
+    optimal = _has_optimum(analysis)
     makers: dict[str, tuple[bool, Callable[[Analysis], Figure]]] = {
         "isoflop": (not isinstance(analysis.isoflop, str), isoflop_figure),
-        "optima": (_has_optimum(analysis), optima_figure),
-        "surface": (_has_optimum(analysis), surface_figure),
+        "optima": (optimal, optima_figure),
+        "surface": (optimal, surface_figure),
         "residuals": (True, residual_figure),
         "profiles": (bool(analysis.profiles), _profiles),
         "held_out": (not isinstance(analysis.selection, str | None), _held_out),

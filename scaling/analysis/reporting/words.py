@@ -8,9 +8,8 @@ import numpy as np
 from scaling.analysis.analyze import Analysis
 from scaling.analysis.fitting import STARTS
 from scaling.analysis.frontier import REACH
-from scaling.analysis.intervals import widening
+from scaling.analysis.intervals import LEVEL, widening
 from scaling.analysis.reporting.style import si
-from scaling.analysis.uncertainty import LEVEL
 from scaling.analysis.verdicts import exponents as all_exponents
 from scaling.analysis.verdicts import flops, times
 
