@@ -15,6 +15,12 @@ from scaling.specs import from_dict, require, settle, to_dict
 SCHEMA = 1
 MAIN_SPLIT = "validation"  # the evaluation set of data.store, whose loss is the run's
 
+# The axes of a mesh, the outermost first: what is sent most often goes between the nearest devices.
+MESH_AXES = ("stage", "data", "fsdp", "expert", "context", "tensor")
+
+
+_OF_EXPERTS = ("experts_per_token", "capacity_factor", "balance_loss", "router_z_loss")
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelShape:
@@ -37,9 +43,15 @@ class ModelShape:
     biases: bool = False  # of all projections of the blocks (GPT-2)
     rotary_base: float = 10_000.0
     norm_epsilon: float = 1e-6
+    n_experts: int = 0  # 0: one feed-forward a block; else so many of width d_ff, among which a router chooses
+    experts_per_token: int = 1  # 1: Switch (Fedus et al. 2022); more: the softmax over the chosen ones weighs them
+    capacity_factor: float | None = None  # rows of an expert, in even shares of a sequence; None: dropless
+    balance_loss: float = 0.01  # weight of the load-balancing loss (Fedus et al. 2022, eq. 4)
+    router_z_loss: float = 0.001  # weight of the router's z-loss (Zoph et al. 2022, eq. 5)
 
     def __post_init__(self) -> None:
         settle(self, "model")
+        self._check_experts()
         for name in ("rotary_base", "norm_epsilon"):
             require(getattr(self, name) > 0, f"model.{name}={getattr(self, name)} is not positive")
         for name in ("d_model", "n_layers", "n_heads", "d_ff", "vocab_size", "head_size", "kv_heads"):
@@ -66,6 +78,23 @@ class ModelShape:
             object.__setattr__(self, "d_head", None)
         if self.n_kv_heads == self.n_heads:
             object.__setattr__(self, "n_kv_heads", None)
+
+    def _check_experts(self) -> None:
+        E, k = self.n_experts, self.experts_per_token
+        if E == 0:
+            for field in dataclasses.fields(self):
+                if field.name in _OF_EXPERTS:
+                    given = getattr(self, field.name)
+                    require(given == field.default, f"model.{field.name}={given} without experts", "give n_experts")
+            return
+        require(E >= 2, f"model.n_experts={E}", "0 for none, or at least 2")
+        require(1 <= k <= E, f"model.experts_per_token={k} is outside 1 to n_experts={E}")
+        factor = self.capacity_factor
+        require(factor is None or factor > 0, f"model.capacity_factor={factor} is not positive")
+        require(
+            self.balance_loss >= 0 and self.router_z_loss >= 0, "model: a weight of the router's losses is negative"
+        )
+        require(not self.biases, "model.biases with experts", "the experts here have none")
 
     @property
     def head_size(self) -> int:
@@ -231,36 +260,77 @@ class Placement:
     """Where and how a run is computed. It never changes the result beyond rounding, and is no part of its identity."""
 
     data: int = 1  # mesh axes: replicas of the parameters,
-    fsdp: int = 1  # shards of parameters and optimizer state,
-    tensor: int = 1  # shards of heads, feed-forward and vocabulary
+    fsdp: int = 1  # shards of the training state,
+    tensor: int = 1  # shards of heads, feed-forward and vocabulary, and of the sequence between them,
+    context: int = 1  # shards of the sequence,
+    expert: int = 1  # shards of the experts,
+    stage: int = 1  # consecutive shares of the layers, a pipeline
+    zero: Literal[1, 2, 3] = 3  # laid over fsdp: 1 optimizer state, 2 and gradients, 3 and parameters
     microbatch: int | None = None  # sequences at a time, over all devices; None: the whole batch
-    remat: Literal["none", "full"] = "none"
+    remat: Literal["none", "dots", "named", "full", "offload"] = "none"
     scan_layers: bool = True
     loss_chunk: int | None = None  # positions of a sequence whose logits exist at a time; None: by the vocabulary
+    kernels: Literal["auto", "plain"] = "auto"  # the backend's own where they fit, or the plain reference ones
 
     def __post_init__(self) -> None:
         settle(self, "placement")
-        for name in ("data", "fsdp", "tensor", "microbatch", "loss_chunk"):
+        for name in (*MESH_AXES, "microbatch", "loss_chunk"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"placement.{name}={value} is not positive")
 
     @property
     def devices(self) -> int:
-        return self.data * self.fsdp * self.tensor
+        return math.prod(getattr(self, axis) for axis in MESH_AXES)
+
+    @property
+    def batch_shards(self) -> int:
+        """Into how many parts the sequences of a microbatch are dealt."""
+        return self.data * self.fsdp * self.expert
 
     def check(self, run: Run) -> None:
-        """Refuses a placement that cannot hold the run. Raises InputError with the two numbers that do not fit."""
+        """Refuses a placement that cannot hold the run. Raises InputError with the two numbers that do not fit, and the
+        nearest that would."""
+        shape, length = run.model, run.data.sequence_length
         microbatch = self.microbatch or run.batch_size
-        for name, size, of, number in (
-            ("data x fsdp", self.data * self.fsdp, "microbatch", microbatch),
-            ("microbatch", microbatch, "batch_size", run.batch_size),
-            ("fsdp", self.fsdp, "d_model", run.model.d_model),
-            ("tensor", self.tensor, "n_kv_heads", run.model.kv_heads),
-            ("tensor", self.tensor, "d_ff", run.model.d_ff),
-            ("tensor", self.tensor, "vocab_size", run.model.vocab_size),
-            ("loss_chunk", self.loss_chunk or 1, "sequence_length", run.data.sequence_length),
+        require(self.expert == 1 or shape.n_experts > 0, f"placement.expert={self.expert} of a model without experts")
+        require(self.stage == 1 or self.scan_layers, "placement.stage needs scan_layers")
+        shards = self.batch_shards
+        require(
+            microbatch % shards == 0,
+            f"placement.{self._said('data', 'fsdp', 'expert')}={shards} does not divide "
+            f"{'microbatch' if self.microbatch else 'batch_size'}={microbatch}",
+            f"the nearest that it divides is {max(1, round(microbatch / shards)) * shards}",
+        )
+        for axes, of, number in (
+            (("fsdp",), "d_model", shape.d_model),
+            (("tensor",), "n_kv_heads", shape.kv_heads),
+            (("tensor",), "d_ff", shape.d_ff),
+            (("tensor", "stage"), "vocab_size", shape.vocab_size),
+            (("tensor", "context"), "sequence_length", length),
+            (("expert",), "n_experts", shape.n_experts),
+            (("stage",), "n_layers", shape.n_layers),
         ):
-            require(number % size == 0, f"placement.{name}={size} does not divide {of}={number}")
+            size = math.prod(getattr(self, axis) for axis in axes)
+            self._divides(self._said(*axes), size, of, number)
+        self._divides("microbatch", microbatch, "batch_size", run.batch_size)
+        self._divides("loss_chunk", self.loss_chunk or 1, "sequence_length", length)
+        if self.context > 1:  # each part of a sequence is two pieces of it: see scaling.models.attention
+            self._divides("2 x context", 2 * self.context, "sequence_length", length)
+
+    def _said(self, *axes: str) -> str:
+        """The axes of these that are cut at all, for a message."""
+        return " x ".join(axis for axis in axes if getattr(self, axis) > 1) or axes[0]
+
+    def _divides(self, name: str, size: int, of: str, number: int) -> None:
+        if number % size:
+            do = f"the nearest that does is {nearest_divisor(number, size)}"
+            require(False, f"placement.{name}={size} does not divide {of}={number}", do)
+
+
+def nearest_divisor(number: int, size: int) -> int:
+    """The divisor of `number` that is nearest to `size` in ratio, the smaller of two as near."""
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    return min(divisors, key=lambda d: (max(d / size, size / d), d))
 
 
 def canonical_json(run: Run) -> str:

@@ -42,7 +42,7 @@ def _settled(value: Any, hint: Any, name: str) -> Any:
         return tuple(_settled(item, each, name) for item, each in zip(value, hints, strict=True))
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
-        require(value in choices, f"{name}={value!r} is unknown", nearest(str(value), choices))
+        require(value in choices, f"{name}={value!r} is unknown", nearest(str(value), map(str, choices)))
         return value
     if isinstance(value, bool) and hint is not bool:
         raise InputError(f"{name}={value!r} is not of type {hint.__name__}")

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "recipes": {"runs", "models", "rules"},
     "parallel": {"runs", "models"},
     "training": {"runs", "models", "data", "recipes", "parallel"},
-    "sweeps": {"runs", "models", "data", "recipes", "rules", "training"},
+    "sweeps": {"runs", "models", "data", "recipes", "rules", "parallel", "training"},
     "analysis": {"rules"},
     "notes": {"data", "sweeps"},
     "prediction": {"models", "sweeps", "analysis"},

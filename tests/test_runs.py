@@ -47,6 +47,9 @@ LATER = dataclasses.replace(
     ),
     start="00112233445566ff",
 )
+# And those of experts, which have no biases.
+EXPERTS = {"n_experts": 4, "experts_per_token": 2, "capacity_factor": 1.5, "balance_loss": 0.02, "router_z_loss": 0.0}
+SPARSE = dataclasses.replace(PLAIN, model=dataclasses.replace(SHAPE, **EXPERTS))
 GOLDEN = {
     "plain": (
         PLAIN,
@@ -79,6 +82,14 @@ GOLDEN = {
         '},"precision":"bf16","schedule":{"decay_steps":20,"final_fraction":0.0,"kind":"wsd","warmup_ste'
         'ps":8},"schema":1,"seed":5,"start":"00112233445566ff","steps":100,"z_loss":0.0001}',
     ),
+    "sparse": (
+        SPARSE,
+        "d32x2-51.2k-41404d9ef94e",
+        '{"batch_size":8,"data":{"eval_windows":32,"sequence_length":64,"store":"0123456789abcdef"},'
+        '"model":{"balance_loss":0.02,"capacity_factor":1.5,"d_ff":128,"d_model":32,"experts_per_token":2,'
+        '"n_experts":4,"n_heads":2,"n_layers":2,"router_z_loss":0.0,"vocab_size":257},'
+        '"optimizer":{"peak_lr":0.012},"schedule":{"kind":"cosine","warmup_steps":8},"schema":1,"steps":100}',
+    ),
 }
 
 
@@ -88,6 +99,10 @@ OTHER = {  # of each section of LATER, changes that bring in every field
         *({"n_kv_heads": 4}, {"n_positions": 128}, {"norm": "rmsnorm"}, {"positions": "rotary", "n_positions": None}),
         *({"biases": False}, {"rotary_base": 1e4}, {"norm_epsilon": 1e-6}),
         *({"activation": "gelu"}, {"tied_embeddings": False}, {"qk_norm": False}, {"output_init": "depth_scaled"}),
+    ],
+    "experts": [
+        *({"n_experts": 8}, {"experts_per_token": 1}, {"capacity_factor": None}, {"balance_loss": 0.01}),
+        {"router_z_loss": 0.001},
     ],
     "data": [
         {"store": "fedcba9876543210"},
@@ -139,7 +154,9 @@ def test_golden_identity(name):
 
 def test_the_golden_runs_use_every_field():
     """So that a renamed field, or a changed default, cannot pass the test above."""
+    sparse = {field.name: owner for owner, field in all_fields(SPARSE)}
     for owner, field in all_fields(LATER):
+        owner = sparse[field.name] if field.name in EXPERTS else owner
         assert getattr(owner, field.name) != field.default, field.name
 
 
@@ -157,7 +174,7 @@ def test_giving_a_default_is_giving_nothing():
     assert run_id(explicit) == run_id(PLAIN)
 
 
-@pytest.mark.parametrize("run", [PLAIN, FULL, LATER])
+@pytest.mark.parametrize("run", [PLAIN, FULL, LATER, SPARSE])
 def test_round_trip_through_json(run):
     assert run_from_dict(json.loads(json.dumps(run_to_dict(run)))) == run
     assert run_from_dict(json.loads(canonical_json(run))) == run
@@ -167,7 +184,9 @@ def test_every_field_is_part_of_the_identity():
     fields = {f.name for section, f in all_fields(LATER) if not dataclasses.is_dataclass(getattr(section, f.name))}
     assert {name for changes in OTHER.values() for change in changes for name in change} == fields
     runs = [LATER, *(dataclasses.replace(LATER, **change) for change in OTHER[""])]
-    for name in OTHER.keys() - {""}:
+    sparse = [dataclasses.replace(SPARSE.model, **change) for change in OTHER["experts"]]
+    runs += [SPARSE, *(dataclasses.replace(SPARSE, model=model) for model in sparse)]
+    for name in OTHER.keys() - {"", "experts"}:
         parts = [dataclasses.replace(getattr(LATER, name), **change) for change in OTHER[name]]
         runs += [dataclasses.replace(LATER, **{name: part}) for part in parts]
     assert len({run_id(run) for run in runs}) == len(runs)
@@ -292,13 +311,18 @@ def test_a_run_file_that_holds_no_mapping_is_refused(content):
 @pytest.mark.parametrize(
     ("placement", "message"),
     [
-        (Placement(data=3), "data x fsdp=3 does not divide microbatch=8"),
-        (Placement(data=4, fsdp=4), "data x fsdp=16 does not divide microbatch=8"),
-        (Placement(data=4, microbatch=2), "data x fsdp=4 does not divide microbatch=2"),
-        (Placement(microbatch=3), "microbatch=3 does not divide batch_size=8"),
-        (Placement(tensor=4), "tensor=4 does not divide n_kv_heads=2"),
-        (Placement(tensor=2), "tensor=2 does not divide vocab_size=257"),
-        (Placement(loss_chunk=5), "loss_chunk=5 does not divide sequence_length=64"),
+        (Placement(data=3), "placement.data=3 does not divide batch_size=8 (the nearest that it divides is 9)"),
+        (Placement(data=4, fsdp=4), "data x fsdp=16 does not divide batch_size=8 (the nearest that it divides is 16)"),
+        (Placement(data=4, microbatch=2), "data=4 does not divide microbatch=2 (the nearest that it divides is 4)"),
+        (Placement(microbatch=3), "microbatch=3 does not divide batch_size=8 (the nearest that does is 4)"),
+        (Placement(tensor=4), "tensor=4 does not divide n_kv_heads=2 (the nearest that does is 2)"),
+        (Placement(tensor=2), "tensor=2 does not divide vocab_size=257 (the nearest that does is 1)"),
+        (Placement(stage=4), "stage=4 does not divide vocab_size=257"),
+        (Placement(context=3), "context=3 does not divide sequence_length=64 (the nearest that does is 4)"),
+        (Placement(context=64), "2 x context=128 does not divide sequence_length=64 (the nearest that does is 64)"),
+        (Placement(fsdp=8, tensor=1, microbatch=8, loss_chunk=5), "loss_chunk=5 does not divide sequence_length=64"),
+        (Placement(expert=2), "expert=2 of a model without experts"),
+        (Placement(stage=2, scan_layers=False), "stage needs scan_layers"),
     ],
 )
 def test_a_placement_that_cannot_hold_the_run_is_refused(placement, message):
@@ -312,4 +336,6 @@ def test_a_placement_checks_itself():
         Placement(fsdp=0)
     with pytest.raises(InputError, match=r"placement\.remat='some' is unknown"):
         Placement(remat="some")
+    with pytest.raises(InputError, match=r"placement\.zero=0 is unknown \(valid: 1, 2, 3\)"):
+        Placement(zero=0)
     Placement(data=4, fsdp=2, microbatch=8, loss_chunk=16).check(PLAIN)

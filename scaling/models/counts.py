@@ -5,6 +5,8 @@ abstract tree and the matrix products of the traced training step is shown in te
 """
 
 import dataclasses
+import fractions
+import math
 
 from scaling.runs import ModelShape
 
@@ -15,7 +17,7 @@ class Parameters:
 
     N_embedding: int  # token table, and learned positions
     N_head: int
-    N_blocks: int  # matrices of attention and feed-forward, and their biases
+    N_blocks: int  # matrices of attention, router and feed-forward, with all experts, and their biases
     N_norms: int
 
     @property
@@ -36,11 +38,40 @@ def parameters(shape: ModelShape) -> Parameters:
     )
 
 
+def active_parameters(shape: ModelShape) -> int:
+    """The parameters that one token is computed with: N less the experts that it is not sent to."""
+    idle = block_matrices(shape) - active_block_matrices(shape)
+    return parameters(shape).N - shape.n_layers * idle
+
+
 def block_matrices(shape: ModelShape) -> int:
-    """Matrix parameters of one block: queries, keys, values, output; up, down, and the gate of SwiGLU."""
+    """Matrix parameters of one block: queries, keys, values, output; up, down, and the gate of SwiGLU, or those of each
+    expert and the router."""
+    return _block_matrices(shape, max(1, shape.n_experts))
+
+
+def active_block_matrices(shape: ModelShape) -> int:
+    """Of these, what one token is multiplied with: the router, and as many experts as it is sent to."""
+    return _block_matrices(shape, shape.experts_per_token)
+
+
+def _block_matrices(shape: ModelShape, feed_forwards: int) -> int:
     attention = shape.d_model * shape.head_size * 2 * (shape.n_heads + shape.kv_heads)
     feed_forward = shape.d_model * shape.d_ff * (3 if shape.activation == "swiglu" else 2)
-    return attention + feed_forward
+    router = shape.d_model * shape.n_experts
+    return attention + router + feed_forwards * feed_forward
+
+
+def expert_rows(shape: ModelShape, length: int) -> int | None:
+    """Rows that an expert has for a sequence of `length` tokens: the even share k L / E times the capacity factor,
+    rounded up (Fedus et al. 2022, eq. 3), and never more than L, as no token chooses an expert twice; None if dropless.
+
+    The factor is taken as the decimal that it is written as: 1.1 x 10 is 11, where floats would make it 12.
+    """
+    if shape.capacity_factor is None:
+        return None
+    factor = fractions.Fraction(str(shape.capacity_factor))
+    return min(length, math.ceil(factor * shape.experts_per_token * length / shape.n_experts))
 
 
 def block_biases(shape: ModelShape) -> int:
@@ -54,15 +85,18 @@ def block_biases(shape: ModelShape) -> int:
 class ForwardFlops:
     """FLOPs a token of one forward pass, in pieces. A multiply-add is two; biases, norms and activations count none."""
 
-    matmul: int  # matrices of the blocks
+    matmul: int  # matrices of the blocks; of the experts, those that a token is sent to
     attention: int  # q k^T and weights x v, every query against all L keys
     head: int
 
 
 def forward_flops(shape: ModelShape, length: int) -> ForwardFlops:
-    """FLOPs a token of the forward pass over sequences of `length` tokens."""
+    """FLOPs a token of the forward pass over sequences of `length` tokens.
+
+    With experts, of what the router asks for: neither a choice that is dropped nor a row that stays empty changes it.
+    """
     return ForwardFlops(
-        matmul=2 * shape.n_layers * block_matrices(shape),
+        matmul=2 * shape.n_layers * active_block_matrices(shape),
         attention=4 * shape.n_layers * length * shape.n_heads * shape.head_size,
         head=2 * shape.d_model * shape.vocab_size,
     )
@@ -80,7 +114,7 @@ def chinchilla_flops_per_token(shape: ModelShape, length: int, layers_only: bool
     layers_only leaves out the embedding and final-logit terms that the text lists: so, and with N_published, the ratios
     to 6ND of its Table A4 come out (73M: 1.03; with those terms 1.58).
     """
-    D, F, V, S = shape.d_model, shape.d_ff, shape.vocab_size, length
+    D, F, V, S = shape.d_model, shape.experts_per_token * shape.d_ff, shape.vocab_size, length
     width = shape.head_size * shape.n_heads
     attention = 6 * D * width + 2 * S * width + 3 * shape.n_heads * S + 2 * S * width + 2 * width * D
     layers = shape.n_layers * (attention + 4 * D * F)
@@ -101,25 +135,26 @@ def n_published(shape: ModelShape) -> int:
 def counts(shape: ModelShape, length: int, tokens: float) -> dict[str, float]:
     """All counts of a run of D = `tokens`, as they stand in results: parameters in pieces, FLOPs in conventions.
 
-    C is D x F. C_6nd is 6 N D; C_chinchilla and C_chinchilla_layers are Appendix F; C_causal counts only the
-    L (L + 1) / 2 pairs that attention keeps; C_nonembedding is 6 D times the parameters outside embedding and head
-    (Kaplan et al. 2020).
+    C is D x F. C_6nd is 6 N_active D, which is 6 N D without experts. C_chinchilla and C_chinchilla_layers are Appendix
+    F, whose models are dense: each expert that a token is sent to counts as a feed-forward, the router not at all.
+    C_causal counts only the L (L + 1) / 2 pairs that attention keeps; C_nonembedding is 6 D times the active parameters
+    outside embedding and head (Kaplan et al. 2020).
     Floats: 6 N D overflows int64 at scale.
     """
-    n = parameters(shape)
+    n, active = parameters(shape), active_parameters(shape)
     forward = forward_flops(shape, length)
     masked = 3.0 * forward.attention * (length - 1) / (2 * length)
     per_token = {
         "C": flops_per_token(shape, length),
-        "C_6nd": 6.0 * n.N,
+        "C_6nd": 6.0 * active,
         "C_chinchilla": chinchilla_flops_per_token(shape, length, layers_only=False),
         "C_chinchilla_layers": chinchilla_flops_per_token(shape, length, layers_only=True),
         "C_causal": flops_per_token(shape, length) - masked,
-        "C_nonembedding": 6.0 * (n.N_blocks + n.N_norms),
+        "C_nonembedding": 6.0 * (active - n.N_embedding - n.N_head),
     }
     return {
         "N": float(n.N),
-        "N_active": float(n.N),
+        "N_active": float(active),
         "D": float(tokens),
         **{name: float(value) for name, value in dataclasses.asdict(n).items()},
         **{f"flops_forward_{name}": float(value) for name, value in dataclasses.asdict(forward).items()},

@@ -39,6 +39,7 @@ _GPT2 = {
     "norm_epsilon": 1e-5,
 }
 _LLAMA = {"norm": "rmsnorm", "positions": "rotary", "activation": "swiglu", "norm_epsilon": 1e-5}
+_MIXTRAL = {**_LLAMA, "n_experts": 8, "experts_per_token": 2}
 
 
 def _gpt2(d_model: int, n_layers: int, n_heads: int) -> ModelShape:
@@ -77,6 +78,14 @@ FAMILIES = {
             "llama2-70B": _llama(8192, 80, 64, 28_672, 32_000, n_kv_heads=8),
             "llama3-8B": _llama(4096, 32, 32, 14_336, 128_256, n_kv_heads=8, rotary_base=500_000.0),
             "llama3-70B": _llama(8192, 80, 64, 28_672, 128_256, n_kv_heads=8, rotary_base=500_000.0),
+        },
+    ),
+    # Dropless. How its router was trained is not published: the weights of its losses are ours.
+    "mixtral": Family(
+        source="Jiang et al. 2024, Table 1, and the config of the released model",
+        options=_MIXTRAL,
+        presets={
+            "8x7B": ModelShape(4096, 32, 32, 14_336, 32_000, n_kv_heads=8, rotary_base=1_000_000.0, **_MIXTRAL),
         },
     ),
     # Its relative positions (Dai et al. 2019) are rotary ones here.

@@ -54,6 +54,7 @@ LAYOUTS = {
             "qk_norm": False,
             "n_kv_heads": None,
             "d_head": None,
+            "n_experts": 0,
         },
         config={
             "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -97,7 +98,7 @@ LAYOUTS = {
     ),
     "llama": Layout(
         architecture="LlamaForCausalLM",
-        fixed={"norm": "rmsnorm", "positions": "rotary", "activation": "swiglu", "qk_norm": False},
+        fixed={"norm": "rmsnorm", "positions": "rotary", "activation": "swiglu", "qk_norm": False, "n_experts": 0},
         config={"hidden_act": ("silu", "swish")},
         sizes={
             "d_model": ("hidden_size", REQUIRED),

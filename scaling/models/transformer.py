@@ -1,84 +1,28 @@
 """A decoder-only transformer in Flax linen, scanned over its layers. All of the architecture is on this page.
 
 Letters: B batch, L sequence, D model width, F feed-forward, H heads, G key-value heads, K head size, V vocabulary.
-Parameters are fp32 and carry logical axis names, from which shardings, the decay mask and the memory plan derive.
+The experts of a sparse one are in scaling.models.moe, and what all modules share is in scaling.models.module.
 """
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from scaling.models.attention import causal_attention, rotary_tables, rotate
+from scaling.models.attention import attention, balanced_order, rotary_tables, rotate
+from scaling.models.module import PLAIN, Module, Norm, fan_in, residual_init
+from scaling.models.moe import Experts
+from scaling.models.pipeline import pipeline, tied
+from scaling.models.remat import remat_policy
 from scaling.runs import ModelShape
 
 Tables = tuple[jax.Array, jax.Array] | None
+Stats = dict[str, jax.Array]  # of the routers, summed over sequences; {} without experts
 
 
-def fan_in(size: int, scale: float = 1.0) -> Callable[..., jax.Array]:
-    """Normal with variance scale^2 / size, so that a sum over `size` unit inputs has standard deviation `scale`."""
-    return nn.initializers.normal(scale / math.sqrt(size))
-
-
-def residual_init(shape: ModelShape, size: int) -> Callable[..., jax.Array]:
-    """Of a projection into the residual stream: zero, or scaled by 1/sqrt(2N) (GPT-2, Radford et al. 2019, 2.3)."""
-    zero = shape.output_init == "zero"
-    return nn.initializers.zeros if zero else fan_in(size, 1 / math.sqrt(2 * shape.n_layers))
-
-
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Lays an activation out by its logical axes on the mesh that is set; without one, on one device, does nothing."""
-    return nn.with_logical_constraint(x, axes)
-
-
-class _Module(nn.Module):
-    shape: ModelShape
-    dtype: Any = jnp.float32  # of the computation
-
-    def weight(self, name: str, init: Callable[..., jax.Array], **sizes: int) -> jax.Array:
-        """A parameter with named axes, stored fp32 and sharded; gathered over `fsdp` in the compute type before use.
-
-        Without the explicit gather the partitioner may leave the contraction sharded and move activations instead.
-        """
-        axes, dimensions = tuple(sizes), tuple(sizes.values())
-        w = self.param(name, nn.with_logical_partitioning(init, axes), dimensions, jnp.float32)
-        return nn.with_logical_constraint(w.astype(self.dtype), tuple(None if a == "embed" else a for a in axes))
-
-    def biased(self, y: jax.Array, name: str, axis: str) -> jax.Array:
-        """A projection's result B x L x ..., plus its bias where the shape has them.
-
-        A bias is flat, also over heads and their entries: its one axis tells the decay mask that it is no matrix.
-        """
-        if not self.shape.biases:
-            return y
-        each = y.shape[2:]
-        return y + self.weight(f"{name}_bias", nn.initializers.zeros, **{axis: math.prod(each)}).reshape(each)
-
-
-class Norm(_Module):
-    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last axis, computed in fp32."""
-
-    axis: str = "norm"
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        def vector(name: str, init: Callable[..., jax.Array]) -> jax.Array:
-            return self.param(name, nn.with_logical_partitioning(init, (self.axis,)), x.shape[-1:], jnp.float32)
-
-        y = x.astype(jnp.float32)
-        if self.shape.norm == "layernorm":
-            y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.shape.norm_epsilon)
-        y = y * vector("scale", nn.initializers.ones)
-        if self.shape.norm == "layernorm":
-            y = y + vector("bias", nn.initializers.zeros)
-        return y.astype(self.dtype)
-
-
-class Attention(_Module):
+class Attention(Module):
     """Multi-head causal attention; optional norm of queries and keys (Dehghani et al. 2023, 2.1)."""
 
     @nn.compact
@@ -92,19 +36,19 @@ class Attention(_Module):
         k_BxLxGxK = self.biased(k_BxLxGxK, "k", "heads")
         v_BxLxGxK = self.biased(v_BxLxGxK, "v", "heads")
         if s.qk_norm:
-            q_BxLxHxK = Norm(s, self.dtype, name="q_norm")(q_BxLxHxK)
-            k_BxLxGxK = Norm(s, self.dtype, name="k_norm")(k_BxLxGxK)
+            q_BxLxHxK = Norm(*self.common, name="q_norm")(q_BxLxHxK)
+            k_BxLxGxK = Norm(*self.common, name="k_norm")(k_BxLxGxK)
         if rotary is not None:
             q_BxLxHxK, k_BxLxGxK = rotate(q_BxLxHxK, rotary), rotate(k_BxLxGxK, rotary)
         q_BxLxHxK, k_BxLxGxK, v_BxLxGxK = (
-            constrain(t, "batch", "length", "heads", None) for t in (q_BxLxHxK, k_BxLxGxK, v_BxLxGxK)
+            self.constrain(t, "batch", "length", "heads", None) for t in (q_BxLxHxK, k_BxLxGxK, v_BxLxGxK)
         )
-        o_BxLxHxK = causal_attention(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK)
+        o_BxLxHxK = attention(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, self.kernels.attention, self.layout)
         out = self.weight("out", residual_init(s, H * K), heads=H, head_size=K, embed=D)
         return self.biased(jnp.einsum("blhk,hkd->bld", o_BxLxHxK, out), "out", "embed")
 
 
-class FeedForward(_Module):
+class FeedForward(Module):
     """GELU (Hendrycks & Gimpel 2016) or SwiGLU (Shazeer 2020, eq. 6) between two matrices, three for SwiGLU."""
 
     @nn.compact
@@ -117,28 +61,62 @@ class FeedForward(_Module):
             h_BxLxF = h_BxLxF * jax.nn.silu(gate_BxLxF)
         else:
             h_BxLxF = jax.nn.gelu(h_BxLxF)
-        h_BxLxF = constrain(h_BxLxF, "batch", "length", "mlp")
+        h_BxLxF = self.constrain(h_BxLxF, "batch", "length", "mlp")
         down = self.weight("down", residual_init(s, F), mlp=F, embed=D)
         return self.biased(h_BxLxF @ down, "down", "embed")
 
 
-class Block(_Module):
-    """Pre-norm residual block. Returns (x, None): the carry and the empty output that `nn.scan` asks for."""
+class Block(Module):
+    """Pre-norm residual block. Returns (x, statistics of its router): the carry and the output that a scan asks for.
+
+    Between the two halves each position is on its own, so the stream and its norms are cut along the sequence over
+    `tensor` too; the matrices in between see it whole (Korthikanti et al. 2022, figure 5).
+    """
 
     @nn.compact
-    def __call__(self, x_BxLxD: jax.Array, rotary: Tables) -> tuple[jax.Array, None]:
-        s = self.shape
-        h_BxLxD = Norm(s, self.dtype, name="norm1")(x_BxLxD)
-        x_BxLxD = x_BxLxD + Attention(s, self.dtype, name="attention")(h_BxLxD, rotary)
-        h_BxLxD = Norm(s, self.dtype, name="norm2")(x_BxLxD)
-        x_BxLxD = x_BxLxD + FeedForward(s, self.dtype, name="mlp")(h_BxLxD)
-        return constrain(x_BxLxD, "batch", "length", None), None
+    def __call__(self, x_BxLxD: jax.Array, rotary: Tables) -> tuple[jax.Array, Stats]:
+        x_BxLxD = checkpoint_name(x_BxLxD, "residual")
+        h_BxLxD = self.constrain(Norm(*self.common, name="norm1")(x_BxLxD), "batch", "length", None)
+        h_BxLxD = Attention(*self.common, name="attention")(h_BxLxD, rotary)
+        x_BxLxD = x_BxLxD + self.constrain(h_BxLxD, "batch", "residual", None)
+        h_BxLxD = self.constrain(Norm(*self.common, name="norm2")(x_BxLxD), "batch", "length", None)
+        stats: Stats = {}
+        if self.shape.n_experts:
+            h_BxLxD, stats = Experts(*self.common, name="experts")(h_BxLxD)
+        else:
+            h_BxLxD = FeedForward(*self.common, name="mlp")(h_BxLxD)
+        x_BxLxD = x_BxLxD + self.constrain(h_BxLxD, "batch", "residual", None)
+        return self.constrain(x_BxLxD, "batch", "residual", None), stats
 
 
-class Transformer(_Module):
-    """Tokens B x L -> final hidden states B x L x D; `logits` turns those into B x L x V, all or a chunk at a time."""
+@jax.custom_vjp
+def look_up(table_VxD: jax.Array, tokens_BxL: jax.Array) -> jax.Array:
+    """The rows of a table, B x L x D. Gradients of a row add up in fp32: a frequent token has thousands of them, of
+    which bf16, with its 8 bits, would lose all but the first few hundred."""
+    return jnp.take(table_VxD, tokens_BxL, axis=0)
 
-    remat: bool = False
+
+def _look_up_forward(table_VxD: jax.Array, tokens_BxL: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return look_up(table_VxD, tokens_BxL), (tokens_BxL, table_VxD[:, 0])
+
+
+def _look_up_backward(saved: tuple[jax.Array, jax.Array], g_BxLxD: jax.Array) -> tuple[jax.Array, None]:
+    tokens_BxL, column_V = saved
+    zero_VxD = jnp.zeros((len(column_V), g_BxLxD.shape[-1]), jnp.float32)
+    return zero_VxD.at[tokens_BxL].add(g_BxLxD.astype(jnp.float32)).astype(column_V.dtype), None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
+class Transformer(Module):
+    """Tokens B x L -> (final hidden states B x L x D, statistics of the routers, N each).
+
+    With a layout over `context`, positions come and go in the order of `balanced_order`. `head` is the matrix D x V
+    that turns hidden states into logits, which `logits` does.
+    """
+
+    remat: str = "none"
     scan: bool = True
 
     def setup(self) -> None:
@@ -146,10 +124,11 @@ class Transformer(_Module):
         D, V = s.d_model, s.vocab_size
         self.embedding_VxD = self.weight("embedding", fan_in(D), vocab=V, embed=D)
         if s.positions == "learned":
-            self.positions_LxD = self.weight("positions", fan_in(D), length=s.n_positions, embed=D)
+            self.positions_LxD = self.weight("positions", fan_in(D), positions=s.n_positions, embed=D)
         if not s.tied_embeddings:
             self.head_DxV = self.weight("head", fan_in(D), embed=D, vocab=V)
-        block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+        policy = remat_policy(self.remat, self.layout)
+        block = Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=not self.scan)
         if self.scan:
             self.blocks = nn.scan(
                 block,
@@ -158,39 +137,59 @@ class Transformer(_Module):
                 in_axes=nn.broadcast,
                 length=s.n_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
-            )(s, self.dtype)
+            )(*self.common)
         else:
-            self.layers = [block(s, self.dtype) for _ in range(s.n_layers)]
-        self.final_norm = Norm(s, self.dtype)
+            self.layers = [block(*self.common) for _ in range(s.n_layers)]
+        self.final_norm = Norm(*self.common)
 
-    def __call__(self, tokens_BxL: jax.Array) -> jax.Array:
-        L = tokens_BxL.shape[1]
-        x_BxLxD = jnp.take(self.embedding_VxD, tokens_BxL, axis=0)
+    def __call__(self, tokens_BxL: jax.Array) -> tuple[jax.Array, Stats]:
+        x_BxLxD = look_up(self.embedding_VxD, tokens_BxL)
+        positions_L = balanced_order(tokens_BxL.shape[1], self.layout.context if self.layout else 1)
         rotary = None
         if self.shape.positions == "learned":
-            x_BxLxD = x_BxLxD + self.positions_LxD[:L]
+            x_BxLxD = x_BxLxD + self.positions_LxD[positions_L]
         else:
-            rotary = rotary_tables(L, self.shape.head_size, self.shape.rotary_base)
-        x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
+            rotary = rotary_tables(positions_L, self.shape.head_size, self.shape.rotary_base)
+        x_BxLxD = self.constrain(x_BxLxD, "batch", "residual", None)
+        x_BxLxD, stats = self._all_blocks(x_BxLxD, rotary)
+        return self.constrain(self.final_norm(x_BxLxD), "batch", "length", None), stats
+
+    def _all_blocks(self, x_BxLxD: jax.Array, rotary: Tables) -> tuple[jax.Array, Stats]:
+        if self.layout is not None and self.layout.stages > 1:
+            return self._pipeline(x_BxLxD, rotary)
         if self.scan:
-            x_BxLxD, _ = self.blocks(x_BxLxD, rotary)
-        else:
-            for layer in self.layers:
-                x_BxLxD, _ = layer(x_BxLxD, rotary)
-        return self.final_norm(x_BxLxD)
+            return self.blocks(x_BxLxD, rotary)
+        stats = []
+        for layer in self.layers:
+            x_BxLxD, of_layer = layer(x_BxLxD, rotary)
+            stats.append(of_layer)
+        return x_BxLxD, jax.tree.map(lambda *values: jnp.stack(values), *stats)
+
+    def _pipeline(self, x_BxLxD: jax.Array, rotary: Tables) -> tuple[jax.Array, Stats]:
+        def layer(params: Any, x_bxLxD: jax.Array) -> tuple[jax.Array, Stats]:
+            return Block(*self.common, parent=None).apply({"params": params}, x_bxLxD, rotary)
+
+        policy = remat_policy(self.remat, self.layout)
+        if policy is not None:
+            layer = jax.checkpoint(tied(layer), policy=policy, prevent_cse=False)
+        stages, b = self.layout.stages, self.layout.microbatch or x_BxLxD.shape[0]
+        microbatches = x_BxLxD.shape[0] // b
+        return pipeline(layer, self.blocks.variables["params"], x_BxLxD, stages, microbatches, self.layout)
+
+    def head(self) -> jax.Array:
+        """The output matrix D x V, in the compute type."""
+        return self.embedding_VxD.T if self.shape.tied_embeddings else self.head_DxV
 
     def logits(self, x_BxLxD: jax.Array) -> jax.Array:
         """fp32 logits B x L x V of final hidden states."""
-        if self.shape.tied_embeddings:
-            out = jnp.einsum("bld,vd->blv", x_BxLxD, self.embedding_VxD, preferred_element_type=jnp.float32)
-        else:
-            out = jnp.einsum("bld,dv->blv", x_BxLxD, self.head_DxV, preferred_element_type=jnp.float32)
-        return constrain(out, "batch", "length", "vocab")
+        out_BxLxV = jnp.einsum("bld,dv->blv", x_BxLxD, self.head(), preferred_element_type=jnp.float32)
+        return self.constrain(out_BxLxV, "batch", "length", "vocab")
 
 
 def init_params(model: Transformer, key: jax.Array) -> Any:
-    """The parameter tree, its leaves boxed with their logical axes. Shapes do not depend on batch or length."""
-    return model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+    """The parameter tree, its leaves boxed with their logical axes. Shapes do not depend on batch, length or layout."""
+    alone = model.clone(layout=None, kernels=PLAIN)
+    return alone.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
 
 
 def abstract_params(shape: ModelShape) -> Any:

@@ -83,7 +83,7 @@ class ModelConfig:
     default, override it. Sizes come from the formula of scaling.models.ladder, or are the family's published ones.
     """
 
-    family: Literal["plain", "gpt2", "llama", "chinchilla"] = "plain"
+    family: Literal["plain", "gpt2", "llama", "mixtral", "chinchilla"] = "plain"
     sizes: Literal["formula", "presets"] = "formula"
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     positions: Literal["rotary", "learned"] = "rotary"
@@ -91,6 +91,11 @@ class ModelConfig:
     tied_embeddings: bool = False
     qk_norm: bool = False
     output_init: Literal["depth_scaled", "zero"] = "depth_scaled"
+    n_experts: int = 0  # a size counts all of them, active or not
+    experts_per_token: int = 1
+    capacity_factor: float | None = None
+    balance_loss: float = 0.01
+    router_z_loss: float = 0.001
 
     def __post_init__(self) -> None:
         settle(self, "config.model")

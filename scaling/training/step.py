@@ -11,12 +11,15 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from scaling.models.transformer import Transformer, constrain, init_params
-from scaling.parallel.mesh import RULES, batch_sharding, shardings
+from scaling.models.attention import balanced_order, choose_attention
+from scaling.models.axes import Layout, constrain, spec
+from scaling.models.cross_entropy import summed_cross_entropy, token_nll
+from scaling.models.grouped_matmul import choose_grouped_matmul
+from scaling.models.module import Kernels
+from scaling.models.transformer import Stats, Transformer, init_params
+from scaling.parallel.mesh import batch_sharding, layout_of, shardings
 from scaling.runs import ModelShape, OptimizerSpec, Placement, Run
 from scaling.training.optimizer import decay_mask, make_optimizer
-
-MAX_LOGITS = 2**22  # of a sequence at a time, in fp32 16 MiB
 
 
 class State(NamedTuple):
@@ -28,7 +31,7 @@ class State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The functions of a run on a mesh, traced under its rules. All are jitted, none is compiled yet.
+    """The functions of a run on a mesh. All are jitted, none is compiled yet.
 
     Windows hold M = L + 1 tokens: the first L are inputs, the last L targets.
     init(key) -> State; step(State, tokens_BxM, lr) -> (State, metrics), which consumes the state;
@@ -42,41 +45,45 @@ class Program:
     window_losses: Callable[..., Any]
 
 
-def token_losses(
-    model: Transformer, params: Any, tokens_BxM: jax.Array, chunk: int | None
-) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy and squared log-partition of every token, each B x L in fp32.
+class Sums(NamedTuple):
+    """What a batch's loss is made of, as sums: those of microbatches add up to those of the batch, whatever their sizes."""
 
-    With a chunk, logits exist for only so many positions of each sequence at a time, and the backward pass makes them
-    again: memory falls from L x V to chunk x V a sequence for one more product with the head. None: `whole_chunk`.
+    nll: jax.Array  # over tokens
+    stats: Stats  # of the routers, over sequences and layers
+
+
+def summed_loss(
+    model: Transformer, params: Any, tokens_BxM: jax.Array, z_loss: float, chunk: int | None
+) -> tuple[jax.Array, Sums]:
+    """The sum over tokens of what is minimised, and its parts.
+
+    A router's losses are means over the tokens of a sequence, and count as often as there are tokens in it.
     """
+    x_BxL, y_BxL = inputs_and_targets(tokens_BxM, model.layout)
+    hidden_BxLxD, stats_N = model.apply({"params": params}, x_BxL)
+    head_DxV = model.apply({"params": params}, method=Transformer.head)
+    loss, nll = summed_cross_entropy(hidden_BxLxD, head_DxV, y_BxL, z_loss, chunk, model.layout)
+    stats = jax.tree.map(jnp.sum, stats_N)
+    if stats:
+        shape, L = model.shape, x_BxL.shape[1]
+        loss += L * (shape.balance_loss * stats["balance"] + shape.router_z_loss * stats["router_z"])
+    return loss, Sums(nll, stats)
+
+
+def token_losses(model: Transformer, params: Any, tokens_BxM: jax.Array, chunk: int | None) -> jax.Array:
+    """Cross-entropy of every token, B x L in fp32, in the order in which the model's layout has positions."""
+    x_BxL, y_BxL = inputs_and_targets(tokens_BxM, model.layout)
+    hidden_BxLxD, _ = model.apply({"params": params}, x_BxL)
+    return token_nll(hidden_BxLxD, model.apply({"params": params}, method=Transformer.head), y_BxL, chunk, model.layout)
+
+
+def inputs_and_targets(tokens_BxM: jax.Array, layout: Layout | None) -> tuple[jax.Array, jax.Array]:
+    """Windows of M = L + 1 tokens as inputs and targets, each B x L, positions in the order of the layout."""
     x_BxL, y_BxL = tokens_BxM[:, :-1], tokens_BxM[:, 1:]
-    hidden_BxLxD = model.apply({"params": params}, x_BxL)
-
-    def losses(hidden_BxCxD: jax.Array, y_BxC: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits_BxCxV = model.apply({"params": params}, hidden_BxCxD, method=Transformer.logits)
-        log_z_BxC = jax.nn.logsumexp(logits_BxCxV, axis=-1)
-        target_BxC = jnp.take_along_axis(logits_BxCxV, y_BxC[..., None], axis=-1)[..., 0]
-        return log_z_BxC - target_BxC, jnp.square(log_z_BxC)
-
-    chunk = chunk or whole_chunk(x_BxL.shape[1], model.shape.vocab_size)
-    if chunk == x_BxL.shape[1]:
-        return losses(hidden_BxLxD, y_BxL)
-
-    def split(t: jax.Array) -> jax.Array:
-        return jnp.moveaxis(t.reshape(t.shape[0], -1, chunk, *t.shape[2:]), 1, 0)
-
-    def join(t_NxBxC: jax.Array) -> jax.Array:
-        return jnp.moveaxis(t_NxBxC, 0, 1).reshape(y_BxL.shape)
-
-    nll, square = jax.lax.map(lambda c: jax.checkpoint(losses)(*c), (split(hidden_BxLxD), split(y_BxL)))
-    return join(nll), join(square)
-
-
-def whole_chunk(length: int, vocab_size: int) -> int:
-    """The largest divisor of the length at which a sequence's fp32 logits take at most 16 MiB; 1 if none does."""
-    fitting = [chunk for chunk in range(1, length + 1) if length % chunk == 0 and chunk * vocab_size <= MAX_LOGITS]
-    return max(fitting, default=1)
+    if layout is not None and layout.context > 1:
+        order = balanced_order(x_BxL.shape[1], layout.context)
+        x_BxL, y_BxL = x_BxL[:, order], y_BxL[:, order]
+    return constrain(layout, x_BxL, "batch", "length"), constrain(layout, y_BxL, "batch", "length")
 
 
 def make_program(run: Run, placement: Placement, mesh: Mesh) -> Program:
@@ -87,30 +94,38 @@ def make_program(run: Run, placement: Placement, mesh: Mesh) -> Program:
     """
     placement.check(run)
     optimizer = dataclasses.replace(run.optimizer, peak_lr=1.0)
-    return _program(run.model, run.precision, run.z_loss, optimizer, placement, mesh)
+    return _program(run.model, run.precision, run.z_loss, run.data.sequence_length, optimizer, placement, mesh)
 
 
 @functools.lru_cache(maxsize=8)
 def _program(
-    shape: ModelShape, precision: str, z_loss: float, optimizer_spec: OptimizerSpec, placement: Placement, mesh: Mesh
+    shape: ModelShape,
+    precision: str,
+    z_loss: float,
+    length: int,
+    optimizer_spec: OptimizerSpec,
+    placement: Placement,
+    mesh: Mesh,
 ) -> Program:
     dtype = {"fp32": jnp.float32, "bf16": jnp.bfloat16}[precision]
-    model = Transformer(shape, dtype, remat=placement.remat == "full", scan=placement.scan_layers)
+    layout = layout_of(placement)
+    kernels = kernels_of(placement, shape, length, precision, mesh.devices.flat[0].platform)
+    model = Transformer(shape, dtype, layout, kernels, remat=placement.remat, scan=placement.scan_layers)
 
     def traced(f: Callable[..., Any]) -> Callable[..., Any]:
-        """Runs f under the rules; fp32 then means fp32 on accelerators too, whose default is a shorter type."""
+        """Runs f where fp32 means fp32 on accelerators too, whose default is a shorter type."""
 
         @functools.wraps(f)
         def wrapped(*args: Any) -> Any:
-            if mesh.size > 1 and jax.sharding.get_abstract_mesh().empty:
-                # Flax would then drop every constraint without a word, and each device hold far more than its share.
+            if layout is not None and jax.sharding.get_abstract_mesh().empty:
                 raise RuntimeError("trace the program under jax.set_mesh(program.mesh)")
-            with nn.logical_axis_rules(RULES), jax.default_matmul_precision("float32" if precision == "fp32" else None):
+            with jax.default_matmul_precision("float32" if precision == "fp32" else None):
                 return f(*args)
 
         return wrapped
 
     boxed_params = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    axes = jax.tree.map(lambda box: box.names, boxed_params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
     optimizer = make_optimizer(optimizer_spec, decay_mask(boxed_params))
 
     def boxed_state(key: jax.Array) -> State:
@@ -120,43 +135,50 @@ def _program(
     def init(key: jax.Array) -> State:
         return nn.unbox(boxed_state(key))
 
-    def summed_loss(params: Any, tokens_BxM: jax.Array) -> tuple[jax.Array, jax.Array]:
-        nll_BxL, square_BxL = token_losses(model, params, tokens_BxM, placement.loss_chunk)
-        nll = jnp.sum(nll_BxL)
-        return nll + z_loss * jnp.sum(square_BxL), nll
+    def laid_out(grads: Any) -> Any:
+        if layout is None:
+            return grads
+        return jax.tree.map(lambda g, names: jax.lax.with_sharding_constraint(g, layout.gradient(names)), grads, axes)
 
-    def gradient(params: Any, tokens_BxM: jax.Array) -> tuple[jax.Array, Any]:
-        """Sums over tokens, so that microbatches add up to the batch whatever their sizes."""
-        (_, nll), grads = jax.value_and_grad(summed_loss, has_aux=True)(params, tokens_BxM)
-        return nll, grads
+    def gradient(params: Any, tokens_BxM: jax.Array) -> tuple[Sums, Any]:
+        loss = functools.partial(summed_loss, model, z_loss=z_loss, chunk=placement.loss_chunk)
+        (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, tokens_BxM)
+        return sums, laid_out(grads)
 
-    def accumulated(params: Any, tokens_BxM: jax.Array) -> tuple[jax.Array, Any]:
+    def accumulated(params: Any, tokens_BxM: jax.Array) -> tuple[Sums, Any]:
         B, M = tokens_BxM.shape
         size = placement.microbatch or B
-        if size == B:
+        if size == B or placement.stage > 1:  # a pipeline takes all microbatches, one behind the other
             return gradient(params, tokens_BxM)
         # A microbatch takes every (B / size)-th row: each device cuts its own rows, and none has to move.
         tokens_AxbxM = jnp.swapaxes(tokens_BxM.reshape(size, B // size, M), 0, 1)
+        tokens_AxbxM = constrain(layout, tokens_AxbxM, None, "batch", None)
 
         def add(total: Any, tokens_bxM: jax.Array) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradient(params, tokens_bxM)), None
+            sums, grads = gradient(params, tokens_bxM)
+            return (jax.tree.map(jnp.add, total[0], sums), laid_out(jax.tree.map(jnp.add, total[1], grads))), None
 
-        zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
-        return jax.lax.scan(add, zero, constrain(tokens_AxbxM, None, "batch", None))[0]
+        sums = jax.eval_shape(gradient, params, tokens_AxbxM[0])[0]
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums), laid_out(jax.tree.map(jnp.zeros_like, params))
+        return jax.lax.scan(add, zero, tokens_AxbxM)[0]
 
     def step(state: State, tokens_BxM: jax.Array, lr: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-        nll, grads = accumulated(state.params, tokens_BxM)
-        targets = tokens_BxM[:, 1:].size
-        loss, grads = jax.tree.map(lambda t: t / targets, (nll, grads))
+        sums, grads = accumulated(state.params, tokens_BxM)
+        sequences, targets = len(tokens_BxM), tokens_BxM[:, 1:].size
+        grads = jax.tree.map(lambda g: g / targets, grads)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-        return State(params, optimizer_state), {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        routers = {f"router_{name}": x / (sequences * shape.n_layers) for name, x in sums.stats.items()}
+        metrics = {"loss": sums.nll / targets, "grad_norm": optax.tree.norm(grads), **routers}
+        return State(params, optimizer_state), metrics
 
     def window_losses(params: Any, tokens_WxM: jax.Array) -> jax.Array:
-        return jnp.mean(token_losses(model, params, tokens_WxM, placement.loss_chunk)[0], axis=-1)
+        return jnp.mean(token_losses(model, params, tokens_WxM, placement.loss_chunk), axis=-1)
 
     boxed = jax.eval_shape(boxed_state, jax.random.key(0))
-    sharding = shardings(boxed, mesh)
+    sharding = State(
+        shardings(boxed.params, mesh, layout.stored if layout else spec), shardings(boxed.optimizer, mesh, spec)
+    )
     abstract_state = jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), nn.unbox(boxed), sharding
     )
@@ -176,4 +198,12 @@ def _program(
             in_shardings=(sharding.params, rows),
             out_shardings=NamedSharding(mesh, PartitionSpec()),
         ),
+    )
+
+
+def kernels_of(placement: Placement, shape: ModelShape, length: int, precision: str, platform: str) -> Kernels:
+    """The implementations that a placement takes on a platform ("tpu", "gpu" or "cpu")."""
+    return Kernels(
+        choose_attention(placement.kernels, platform, shape, length, precision, placement.context),
+        choose_grouped_matmul(placement.kernels, platform),
     )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from scaling.models.counts import (
+    active_parameters,
     chinchilla_flops_per_token,
     counts,
     flops_per_token,
@@ -29,6 +30,7 @@ def random_shape(seed):
     heads = int(rng.integers(1, 4)) * 2
     learned = rng.random() < 0.5
     head_size = 2 * int(rng.integers(1, 9))
+    experts = {"n_experts": int(rng.integers(3, 9)), "experts_per_token": int(rng.integers(1, 4))} if seed % 3 else {}
     return ModelShape(
         d_model=int(rng.integers(1, 65)) if seed % 2 else heads * head_size,
         n_layers=int(rng.integers(1, 7)),
@@ -43,7 +45,8 @@ def random_shape(seed):
         activation=["gelu", "swiglu"][rng.integers(2)],
         tied_embeddings=bool(rng.integers(2)),
         qk_norm=bool(rng.integers(2)),
-        biases=bool(rng.integers(2)),
+        biases=bool(rng.integers(2)) and not experts,
+        **experts,
     )
 
 
@@ -94,8 +97,21 @@ def dot_flops(equation):
     return 2 * math.prod(lengths) * equation.outvars[0].aval.size
 
 
+def ragged_flops(equation):
+    """Each row is multiplied once, also where rows are what is contracted and each group has a matrix of its own."""
+    x, _, sizes = (variable.aval for variable in equation.invars)
+    ragged = equation.params["ragged_dot_dimension_numbers"]
+    (contracted, _), _ = ragged.dot_dimension_numbers
+    groups = sizes.size if set(ragged.lhs_ragged_dimensions) & set(contracted) else 1
+    return 2 * math.prod(x.shape[i] for i in contracted) * equation.outvars[0].aval.size // groups
+
+
+PRODUCTS = {"dot_general": dot_flops, "ragged_dot_general": ragged_flops}
+
+
 def dots(jaxpr):
-    return sum(n * dot_flops(e) for e, n in equations(jaxpr) if e.primitive.name == "dot_general")
+    products = ((PRODUCTS[e.primitive.name](e), n) for e, n in equations(jaxpr) if e.primitive.name in PRODUCTS)
+    return sum(flops * times for flops, times in products)
 
 
 @pytest.mark.parametrize("seed", range(24))
@@ -115,6 +131,9 @@ def test_parameters_equal_the_abstract_tree_piece_by_piece(seed):
         {"activation": "swiglu", "qk_norm": True},
         {"n_kv_heads": 2, "d_head": 6, "norm": "layernorm", "biases": True},
         {"n_kv_heads": 1, "positions": "learned", "n_positions": 40, "activation": "swiglu", "tied_embeddings": True},
+        {"n_experts": 4, "activation": "swiglu"},
+        {"n_experts": 4, "experts_per_token": 3},
+        {"n_experts": 4, "experts_per_token": 2, "capacity_factor": 1.0, "activation": "swiglu"},  # 12 rows an expert
     ],
 )
 def test_matmul_flops_equal_the_dot_generals_of_the_step(options, scan_layers):
@@ -161,13 +180,14 @@ def test_flops_are_within_three_percent_of_xla_at_d_32_with_the_published_vocabu
     assert 1 < xla / (flops_per_token(shape, length) * length * batch_size) < 1.03
 
 
-ARITHMETIC = ("add", "add_any", "sub", "mul", "div", "neg", "max", "min", "square", "integer_pow")
+ARITHMETIC = ("add", "add_any", "sub", "mul", "div", "neg", "max", "min", "square", "integer_pow", "eq", "select_n")
 REDUCTIONS = ("reduce_sum", "reduce_max")
 
 
 def test_what_xla_counts_beyond_at_d_32_is_elementwise_arithmetic():
     """With V = 257 XLA counts 6 % more. It is all there in the traced step: an operation an entry of each elementwise
-    result, and of each entry that is summed. 0.3 % is for what XLA makes of the others (gathers, powers, masks).
+    result, comparisons and choices too, and of each entry that is summed. 0.3 % is for what XLA makes of the others
+    (gathers, powers).
     """
     length, batch_size = 64, 8
     step, arguments = traced_step(TINY, length, batch_size, scan_layers=False)
@@ -233,6 +253,30 @@ def test_counts_of_a_run():
         "C_nonembedding": 6 * (blocks + norms) * tokens,
     }
     assert all(isinstance(value, float) for value in counted.values())
+
+
+def test_counts_of_experts():
+    """Two of eight: what is stored and what is computed, by hand. Two choices count as a feed-forward twice as wide."""
+    shape = dataclasses.replace(SHAPE, n_experts=8, experts_per_token=2)
+    attention, one, router, norms, tables = 3 * 4 * 32 * 32, 3 * 2 * 32 * 96, 3 * 32 * 8, 7 * 32, 2 * 50 * 32
+    assert parameters(shape).N_blocks == attention + 8 * one + router
+    assert active_parameters(shape) == attention + 2 * one + router + norms + tables
+    counted = counts(shape, 24, 1000)
+    assert counted["N"] == attention + 8 * one + router + norms + tables
+    assert counted["N_active"] == active_parameters(shape)
+    assert counted["flops_forward_matmul"] == 2 * (attention + 2 * one + router)
+    assert counted["C_6nd"] == 6 * active_parameters(shape) * 1000
+    assert counted["C_nonembedding"] == 6 * (active_parameters(shape) - tables) * 1000
+    wide = counts(dataclasses.replace(SHAPE, d_ff=2 * 96), 24, 1000)
+    for name in ("C_chinchilla", "C_chinchilla_layers"):
+        assert counted[name] == wide[name]
+    for name in ("C", "C_causal"):
+        assert counted[name] == wide[name] + 6 * router * 1000
+
+
+def test_a_capacity_factor_does_not_change_the_counts():
+    shape = dataclasses.replace(SHAPE, n_experts=8, experts_per_token=2)
+    assert counts(dataclasses.replace(shape, capacity_factor=1.25), 24, 1000) == counts(shape, 24, 1000)
 
 
 def test_counts_do_not_overflow_at_scale():

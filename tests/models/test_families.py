@@ -1,10 +1,11 @@
 import math
 
 import jax
+import numpy as np
 import pytest
 
 from scaling.errors import InputError
-from scaling.models.counts import parameters
+from scaling.models.counts import active_parameters, parameters
 from scaling.models.families import FAMILIES, preset
 from scaling.models.ladder import CHINCHILLA, chinchilla_shape, shape_for
 from scaling.models.transformer import abstract_params
@@ -27,6 +28,7 @@ PUBLISHED = {
     ("llama", "llama2-70B"): 68_976_648_192,
     ("llama", "llama3-8B"): 8_030_261_248,
     ("llama", "llama3-70B"): 70_553_706_496,
+    ("mixtral", "8x7B"): 46_702_792_704,
 }
 
 
@@ -39,6 +41,13 @@ def test_counts_are_those_of_the_tree_and_the_published_ones(family, name):
         assert shape == chinchilla_shape(name)
     else:
         assert counted == PUBLISHED[family, name]
+
+
+def test_mixtral_computes_with_13_of_its_47_billion():
+    """Jiang et al. 2024, section 1: "each token has access to 47B parameters, but only uses 13B"."""
+    shape = preset("mixtral", "8x7B")
+    assert round(parameters(shape).N / 1e9) == 47
+    assert round(active_parameters(shape) / 1e9) == 13
 
 
 def test_every_preset_has_its_familys_options():
@@ -56,6 +65,19 @@ def test_any_size_of_a_family(family):
     shape = shape_for(3e8, 32_000, **options, **learned)
     assert abs(parameters(shape).N / 3e8 - 1) < 0.09
     assert {field: getattr(shape, field) for field in options} == options
+
+
+@pytest.mark.parametrize("experts", [8, 128])
+def test_a_size_counts_all_experts(experts):
+    """Above 1e7 within 12 %, as shape_for states: a layer more or less of many experts is a large part of a model."""
+    for size in np.geomspace(1e7, 1e12, 16):
+        shape = shape_for(size, 257, n_experts=experts, experts_per_token=2, activation="swiglu")
+        assert abs(math.log(parameters(shape).N / size)) < 0.12, (size, shape)
+
+
+def test_more_experts_than_a_size_has_room_for_are_refused():
+    with pytest.raises(InputError, match=r"vocab_size=257, n_experts=64: the nearest has"):
+        shape_for(1e4, 257, n_experts=64)
 
 
 def test_a_preset_with_another_vocabulary():

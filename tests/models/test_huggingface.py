@@ -47,7 +47,8 @@ def logits_of(shape, params, ids_BxL):
     model = Transformer(shape)
 
     def logits(p):
-        return model.apply({"params": p}, model.apply({"params": p}, ids_BxL), method=Transformer.logits)
+        hidden_BxLxD, _ = model.apply({"params": p}, ids_BxL)
+        return model.apply({"params": p}, hidden_BxLxD, method=Transformer.logits)
 
     return np.asarray(jax.jit(logits)(params))
 

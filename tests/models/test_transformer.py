@@ -14,7 +14,7 @@ from scaling.models.parameter_files import flatten, unflatten
 from scaling.models.transformer import Transformer, abstract_params, init_params
 from scaling.runs import ModelShape
 from scaling.training.optimizer import decay_mask
-from scaling.training.step import token_losses
+from scaling.training.step import summed_loss
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -58,7 +58,7 @@ def initial(shape):
 
 
 def hidden(shape, params, tokens=TOKENS_1xL, **options):
-    return Transformer(shape, **options).apply({"params": params}, tokens)
+    return Transformer(shape, **options).apply({"params": params}, tokens)[0]
 
 
 def unstacked(shape, params):
@@ -73,7 +73,7 @@ def loss_and_gradient(shape, scan=True, **options):
     tokens_BxM = np.random.default_rng(0).integers(shape.vocab_size, size=(3, L + 1))
     model = Transformer(shape, scan=scan, **options)
     params = initial(shape) if scan else unstacked(shape, initial(shape))
-    return jax.jit(jax.value_and_grad(lambda p: token_losses(model, p, tokens_BxM, None)[0].mean()))(params)
+    return jax.jit(jax.value_and_grad(lambda p: summed_loss(model, p, tokens_BxM, 0.0, None)[0] / (3 * L)))(params)
 
 
 def assert_close(tree, expected, rtol=SUMMED):
@@ -116,14 +116,14 @@ def test_scan_equals_unscanned(shape):
 @pytest.mark.parametrize("scan", [True, False])
 def test_remat_changes_nothing_and_is_there(scan):
     shape = ROWS[4]
-    assert_close(loss_and_gradient(shape, scan, remat=True), loss_and_gradient(shape, scan))
+    assert_close(loss_and_gradient(shape, scan, remat="full"), loss_and_gradient(shape, scan))
     params = initial(shape) if scan else unstacked(shape, initial(shape))
 
     def traced(remat):
         return str(jax.make_jaxpr(lambda p: hidden(shape, p, scan=scan, remat=remat))(params))
 
-    assert "remat" in traced(True)
-    assert "remat" not in traced(False)
+    assert "remat" in traced("full")
+    assert "remat" not in traced("none")
 
 
 @rows(slice(8))
@@ -161,7 +161,7 @@ def test_every_combination_of_options_traces():
     """All 128, abstractly: initialisation, forward pass, logits. The pairwise rows above are really run."""
 
     def logits(model, tokens_BxL):
-        return model.logits(model(tokens_BxL))
+        return model.logits(model(tokens_BxL)[0])
 
     for values in itertools.product((0, 1), repeat=len(OPTIONS)):
         shape = dataclasses.replace(shape_of(values), n_layers=1)
@@ -268,7 +268,7 @@ def test_rotary_scores_depend_on_relative_position_only():
     """The same query and key everywhere: scores are constant along diagonals, and differ between them."""
     length, K = 64, 16
     q, k = np.random.default_rng(0).standard_normal((2, K)).astype(np.float32)
-    tables = rotary_tables(length, K, 10_000.0)
+    tables = rotary_tables(np.arange(length), K, 10_000.0)
     q_LxK, k_LxK = (rotate(jnp.broadcast_to(x, (1, length, 1, K)), tables)[0, :, 0] for x in (q, k))
     scores_LxL = np.asarray(q_LxK @ k_LxK.T, np.float64)
     # An angle of up to 64 in fp32 is off by up to 64 EPS / 2, and so is the score relative to |q||k|; a pair has two.
@@ -283,7 +283,9 @@ def test_rotary_is_a_complex_rotation(base):
     """Su et al. 2021, eq. 15 in its complex form: pair n at position l turns by l / base^(2n / K)."""
     length, K = 32, 8
     x_LxK = np.random.default_rng(0).standard_normal((length, K))
-    turned = np.asarray(rotate(jnp.asarray(x_LxK, jnp.float32)[None, :, None], rotary_tables(length, K, base))[0, :, 0])
+    turned = np.asarray(
+        rotate(jnp.asarray(x_LxK, jnp.float32)[None, :, None], rotary_tables(np.arange(length), K, base))[0, :, 0]
+    )
     angles_LxK = np.arange(length)[:, None] * base ** (-2 * np.arange(K // 2) / K)
     expected = (x_LxK[:, : K // 2] + 1j * x_LxK[:, K // 2 :]) * np.exp(1j * angles_LxK)
     atol = length * EPS * np.abs(x_LxK).max()  # rounding of the angles

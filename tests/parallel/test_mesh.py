@@ -8,16 +8,17 @@ import pytest
 from jax.sharding import AxisType
 
 from scaling.errors import InputError
-from scaling.models import transformer
+from scaling.models import axes, module
+from scaling.models.axes import RULES, spec
 from scaling.models.transformer import abstract_params
 from scaling.parallel.chips import peak_flops
-from scaling.parallel.mesh import AXES, RULES, batch_sharding, make_mesh, shardings
-from scaling.runs import DataSpec, ModelShape, OptimizerSpec, Placement, Run, ScheduleSpec
+from scaling.parallel.mesh import batch_sharding, make_mesh, shardings
+from scaling.runs import MESH_AXES, DataSpec, ModelShape, OptimizerSpec, Placement, Run, ScheduleSpec
 from scaling.training.step import State, make_program
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-B, L = 8, 11  # no other dimension is 11, so that whatever has it, in compiled text, is an activation
+B, L = 8, 12  # no other dimension is 12, so that whatever has it, in compiled text, is an activation
 SHAPE = ModelShape(d_model=32, n_layers=2, n_heads=4, d_ff=64, vocab_size=48, n_kv_heads=4, norm="layernorm")
 # eps is large so that an update is a smooth function of the gradient: with Adam's usual one, an entry whose gradient
 # is zero but for rounding would move by the whole learning rate, up or down.
@@ -129,12 +130,14 @@ def test_every_kind_of_activation_is_constrained():
     step, arguments = fresh_program(mesh)
     with jax.set_mesh(mesh):
         found = set(constraints(jax.make_jaxpr(step)(*arguments).jaxpr))
-    rows = ("data", "fsdp")
+    rows = ("data", "fsdp", "expert")
     assert {(shape, spec) for shape, spec in found if shape[0] == B} == {
-        ((B, L, 32), jax.P(rows, None, None)),  # the residual stream
-        ((B, L, 4, 8), jax.P(rows, None, "tensor", None)),  # queries, keys and values
-        ((B, L, 64), jax.P(rows, None, "tensor")),  # the feed-forward's
-        ((B, L, 48), jax.P(rows, None, "tensor")),  # logits
+        ((B, L), jax.P(rows, "context")),  # tokens
+        ((B, L, 32), jax.P(rows, ("context", "tensor"), None)),  # the residual stream and its norms
+        ((B, L, 32), jax.P(rows, "context", None)),  # what the matrices of a block read
+        ((B, L, 4, 8), jax.P(rows, "context", "tensor", None)),  # queries, keys and values
+        ((B, L, 4, 8), jax.P(rows, None, "tensor", None)),  # keys and values, whole along the sequence
+        ((B, L, 64), jax.P(rows, "context", "tensor")),  # the feed-forward's
     }
 
 
@@ -144,22 +147,24 @@ def activations(mesh):
     with jax.set_mesh(mesh):
         text = step.lower(*arguments).compile().as_text()
     shapes = {tuple(map(int, found.split(","))) for found in re.findall(r"= f32\[([\d,]+)\]", text)}
-    return {shape for shape in shapes if L in shape}
+    return {shape for shape in shapes if {L, L // 2} & set(shape)}
 
 
 def test_activations_are_sharded_by_the_constraints(monkeypatch):
-    """Under 2 x 2 x 2, a device holds 2 of 8 sequences, 2 of 4 heads, 32 of 64 features, 24 of 48 logits - everywhere.
+    """Under 2 x 2 x 2, a device holds 2 of 8 sequences, half of their positions between the matrices, 2 of 4 heads, 32
+    of 64 features, 24 of 48 logits - everywhere.
 
-    The check is shown to fail where the constraints do nothing, as flax has it where no mesh is set: the partitioner
-    then follows the weights and lays the residual stream over fsdp in its width, with twice the sequences on a device.
+    The check is shown to fail where the constraints of activations do nothing: the partitioner then follows the weights
+    and lays the residual stream over fsdp in its width, with twice the sequences on a device.
     """
     mesh = make_mesh(Placement(data=2, fsdp=2, tensor=2))
-    residual, hidden, scores, logits = (2, L, 32), (2, 2, L, 32), (2, 2, 1, L, L), (2, L, 24)
-    wrong = {(b, L, d) for b in (2, 4, 8) for d in (16, 32, 64, 48, 24)} - {residual, logits}
+    residual, stream, hidden, scores, logits = (2, L // 2, 32), (2, L, 32), (2, L, 32), (2, 2, 1, L, L), (2, L, 24)
+    wrong = {(b, length, d) for b in (2, 4, 8) for length in (L, L // 2) for d in (16, 32, 64, 48, 24)}
+    wrong -= {residual, stream, hidden, logits}
     laid_out = activations(mesh)
-    assert {residual, hidden, scores, logits} <= laid_out
+    assert {residual, stream, hidden, scores, logits} <= laid_out
     assert not wrong & laid_out
-    monkeypatch.setattr(transformer.nn, "with_logical_constraint", lambda x, axes: x)
+    monkeypatch.setattr(module, "constrain", lambda layout, x, *names: x)
     assert wrong & activations(mesh)
     make_program.__globals__["_program"].cache_clear()  # no other test is to meet this program
 
@@ -173,24 +178,41 @@ def test_a_program_is_not_traced_without_its_mesh():
 
 def test_axes_are_of_the_auto_type_and_hold_the_first_devices():
     mesh = make_mesh(Placement(data=2, fsdp=2))
-    assert mesh.axis_names == AXES
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 1}
+    assert mesh.axis_names == MESH_AXES
+    assert dict(mesh.shape) == {**dict.fromkeys(MESH_AXES, 1), "data": 2, "fsdp": 2}
     assert set(mesh.axis_types) == {AxisType.Auto}
     assert list(mesh.devices.flat) == jax.devices()[:4]
 
 
-def test_every_logical_axis_of_the_model_has_a_rule():
-    """Else flax would replicate it without a word."""
-    known = {name for name, _ in RULES}
+def test_every_parameter_has_a_layout_under_every_zero_stage():
+    """An axis without a rule, or a mesh axis that an array would have twice, is refused by `spec`."""
     shape = ModelShape(16, 2, 2, 32, 12, positions="learned", n_positions=4, qk_norm=True, activation="swiglu")
-    for box in jax.tree.leaves(abstract_params(shape), is_leaf=lambda b: hasattr(b, "names")):
-        assert set(box.names) <= known
+    sparse = ModelShape(16, 2, 2, 32, 12, n_experts=2)
+    for box in jax.tree.leaves(
+        [abstract_params(shape), abstract_params(sparse)], is_leaf=lambda b: hasattr(b, "names")
+    ):
+        for zero in (1, 2, 3):
+            layout = axes.Layout(zero)
+            kept, summed, used = layout.stored(box.names), layout.gradient(box.names), spec(box.names)
+            assert ("fsdp" in used) == ("embed" in box.names)
+            assert kept == (used if zero == 3 else spec(axes.without_embed(box.names)))
+            assert summed == (used if zero >= 2 else spec(axes.without_embed(box.names)))
+
+
+def test_collisions_and_unknown_axes_are_refused():
+    with pytest.raises(ValueError, match=r"lays two axes of one array over fsdp"):
+        spec(("batch", None, "embed"))
+    with pytest.raises(ValueError, match=r"lays two axes of one array over tensor"):
+        spec(("residual", "vocab"))
+    with pytest.raises(ValueError, match=r"no rule for the logical axis 'lenght'"):
+        spec(("batch", "lenght"))
+    assert {mesh_axis for over in RULES.values() for mesh_axis in over} == set(MESH_AXES)
 
 
 def test_shardings_of_the_embedding_and_of_a_batch():
     mesh = make_mesh(Placement(data=2, fsdp=2, tensor=2))
     laid_out = shardings(abstract_params(SHAPE), mesh)
-    assert laid_out["embedding"].spec == jax.P("tensor", "fsdp")
+    assert laid_out["embedding"].spec == jax.P(("tensor", "stage"), "fsdp")
     assert laid_out["blocks"]["mlp"]["up"].shard_shape((2, 32, 64)) == (2, 16, 32)
     assert batch_sharding(mesh).shard_shape((B, L)) == (2, L)
 
@@ -202,7 +224,7 @@ def test_too_few_devices_are_refused():
 
 def test_a_placement_that_does_not_fit_is_refused_before_anything_is_traced():
     placement = Placement(data=3)
-    with pytest.raises(InputError, match="data x fsdp=3 does not divide microbatch=8"):
+    with pytest.raises(InputError, match="data=3 does not divide batch_size=8"):
         make_program(RUN, placement, make_mesh(placement))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 
@@ -132,6 +133,26 @@ def test_a_field_of_the_family_is_known_when_the_size_is_met(cells_under):
     for varied in cells_under((("model.activation", "swiglu"),)):
         assert varied.run.model.activation == "swiglu"
         assert varied.flops == pytest.approx(6e11, rel=0.005)
+
+
+@pytest.mark.parametrize("experts", [4, 16])
+def test_experts_are_part_of_a_size(cells_under, experts):
+    """At the same budget a model of a size is narrower, and sees more tokens: only one of its experts is computed."""
+    sparse = cells_under((("model.n_experts", experts), ("model.capacity_factor", 1.25)))
+    sizes = [parameters(cell.run.model).N for cell in cells_under()]
+    assert sparse
+    for varied in sparse:
+        model = varied.run.model
+        assert (model.n_experts, model.experts_per_token, model.capacity_factor) == (experts, 1, 1.25)
+        near = min(sizes, key=lambda size: abs(math.log(size / parameters(model).N)))
+        # Widths are about 10 % apart, and N goes as their square, at these sizes also by whole layers.
+        assert parameters(model).N == pytest.approx(near, rel=0.35)
+        assert varied.flops == pytest.approx(6e11, rel=0.005)
+
+
+def test_settings_of_experts_without_any_are_refused(cells_under):
+    with pytest.raises(InputError, match=r"model.experts_per_token=2 without experts \(give n_experts\)"):
+        cells_under((("model.experts_per_token", 2),))
 
 
 def test_a_field_of_the_shape_changes_it_before_the_budget_is_met(cells_under):

@@ -1,0 +1,163 @@
+"""Softmax cross-entropy of the head, a chunk of each sequence at a time, over a vocabulary that may be sharded.
+
+Logits are the largest array of a small model. Here only those of `chunk` positions of each sequence exist at a time,
+and the forward pass makes the gradients of hidden states and head along with the loss, chunk by chunk, while the logits
+are there (Liger Kernel, Hsu et al. 2024, section 3.2): the backward pass only scales them; no product is made twice.
+
+Each device works on its own sequences, positions and words. Devices that share the vocabulary exchange one maximum and
+two sums a token (Shoeybi et al. 2019, section 3). The gradient of the head is summed over devices once, after the last
+chunk, straight into the parts in which `fsdp` keeps it.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from scaling.models.axes import RULES, Layout, spec
+
+MAX_LOGITS = 2**22  # of a sequence at a time, in fp32 16 MiB
+TOKENS = (*RULES["batch"], *RULES["length"])  # the mesh axes over which tokens are dealt
+Names = tuple[str, ...]
+
+
+def whole_chunk(length: int, vocab_size: int) -> int:
+    """The largest divisor of the length at which a sequence's fp32 logits take at most 16 MiB; 1 if none does."""
+    fitting = [chunk for chunk in range(1, length + 1) if length % chunk == 0 and chunk * vocab_size <= MAX_LOGITS]
+    return max(fitting, default=1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def summed_cross_entropy(
+    hidden_BxLxD: jax.Array,
+    head_DxV: jax.Array,
+    targets_BxL: jax.Array,
+    z_loss: float,
+    chunk: int | None,
+    layout: Layout | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Over all tokens, the sum of -log p(target) + z_loss log(Z)^2, and that of -log p(target): nats, in fp32.
+
+    z_loss: weight of PaLM's auxiliary loss (Chowdhery et al. 2022, section 5). chunk: positions of a sequence whose
+    logits exist at a time; None: `whole_chunk`. The second sum is to be looked at and has no gradient. The gradient of
+    the head is summed in fp32 and then has the head's type.
+    """
+    return _forward(hidden_BxLxD, head_DxV, targets_BxL, z_loss, chunk, layout)[0]
+
+
+def token_nll(
+    hidden_BxLxD: jax.Array, head_DxV: jax.Array, targets_BxL: jax.Array, chunk: int | None, layout: Layout | None
+) -> jax.Array:
+    """-log p(target) of every token, B x L in nats, in fp32. For evaluation: a gradient would keep all logits."""
+    losses = functools.partial(_losses, C=_own_chunk(hidden_BxLxD, head_DxV, chunk, layout))
+    return _on_each_device(losses, layout, spec(("batch", "length")))(hidden_BxLxD, head_DxV, targets_BxL)
+
+
+def _forward(
+    hidden_BxLxD: jax.Array,
+    head_DxV: jax.Array,
+    targets_BxL: jax.Array,
+    z_loss: float,
+    chunk: int | None,
+    layout: Layout | None,
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """The sums, and the gradients of the first of them."""
+    C = _own_chunk(hidden_BxLxD, head_DxV, chunk, layout)
+    both = functools.partial(_sums_and_gradients, C=C, z_loss=z_loss)
+    results = (spec(()), spec(())), (spec(("batch", "residual", None)), spec(("embed", "vocab")))
+    return _on_each_device(both, layout, results)(hidden_BxLxD, head_DxV, targets_BxL)
+
+
+def _backward(
+    z_loss: float, chunk: int | None, layout: Layout | None, gradients: tuple[jax.Array, jax.Array], along: Any
+) -> tuple[jax.Array, jax.Array, None]:
+    hidden_BxLxD, head_DxV = (g * along[0].astype(g.dtype) for g in gradients)
+    return hidden_BxLxD, head_DxV, None
+
+
+summed_cross_entropy.defvjp(_forward, _backward)
+
+
+def _own_chunk(hidden_BxLxD: jax.Array, head_DxV: jax.Array, chunk: int | None, layout: Layout | None) -> int:
+    """A device's positions at a time: those of the chunk that fall to it, rounded down to a divisor of all it has."""
+    L, V = hidden_BxLxD.shape[1], head_DxV.shape[1]
+    parts = layout.context if layout else 1
+    most = max(1, (chunk or whole_chunk(L, V)) // parts)
+    return max(size for size in range(1, most + 1) if L // parts % size == 0)
+
+
+def _on_each_device(f: Callable[..., Any], layout: Layout | None, results: Any) -> Callable[..., Any]:
+    """f(hidden, head, targets) on each device's part; it is told over which mesh axes the words are dealt."""
+    if layout is None:
+        return functools.partial(f, words=())
+    arguments = spec(("batch", "length", None)), spec((None, "vocab")), spec(("batch", "length"))
+    here = functools.partial(f, words=RULES["vocab"])
+    return jax.shard_map(here, in_specs=arguments, out_specs=results, check_vma=False)
+
+
+# What follows sees one device's part: B, L and V are the sequences, positions and words that fall to it, and C is its
+# positions at a time. `words` are the mesh axes over which the vocabulary is dealt, () on one device.
+
+
+def _losses(hidden_BxLxD: jax.Array, head_DxV: jax.Array, y_BxL: jax.Array, C: int, words: Names) -> jax.Array:
+    def one(n: jax.Array, nll_BxL: jax.Array) -> jax.Array:
+        log_z_BxC, target_BxC, _, _ = _chunk(_cut(hidden_BxLxD, n, C), head_DxV, _cut(y_BxL, n, C), words)
+        return _put(nll_BxL, log_z_BxC - target_BxC, n, C)
+
+    return jax.lax.fori_loop(0, y_BxL.shape[1] // C, one, jnp.zeros(y_BxL.shape, jnp.float32))
+
+
+def _sums_and_gradients(
+    hidden_BxLxD: jax.Array, head_DxV: jax.Array, y_BxL: jax.Array, C: int, z_loss: float, words: Names
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    dtype = head_DxV.dtype
+
+    def one(n: jax.Array, carry: Any) -> Any:
+        loss, nll, hidden_BxLxD, head_grad_DxV = carry
+        x_BxCxD = _cut(hidden_BxLxD, n, C)
+        log_z_BxC, target_BxC, logits_BxCxV, hit_BxCxV = _chunk(x_BxCxD, head_DxV, _cut(y_BxL, n, C), words)
+        nll_BxC = log_z_BxC - target_BxC
+        loss += jnp.sum(nll_BxC + z_loss * jnp.square(log_z_BxC))
+        # The loss's derivative by the logits, in the type of the two products with it.
+        p_BxCxV = jnp.exp(logits_BxCxV - log_z_BxC[..., None])
+        grad_BxCxV = ((1 + 2 * z_loss * log_z_BxC[..., None]) * p_BxCxV - hit_BxCxV).astype(dtype)
+        head_grad_DxV += jnp.einsum("bcd,bcv->dv", x_BxCxD, grad_BxCxV, preferred_element_type=jnp.float32)
+        # Nobody reads these hidden states again: their gradient takes their place.
+        hidden_BxLxD = _put(hidden_BxLxD, jnp.einsum("bcv,dv->bcd", grad_BxCxV, head_DxV), n, C)
+        return loss, nll + jnp.sum(nll_BxC), hidden_BxLxD, head_grad_DxV
+
+    zero = jnp.zeros((), jnp.float32)
+    start = zero, zero, hidden_BxLxD, jnp.zeros(head_DxV.shape, jnp.float32)
+    loss, nll, hidden_grad_BxLxD, head_grad_DxV = jax.lax.fori_loop(0, y_BxL.shape[1] // C, one, start)
+    if words:  # so far each device has what its own tokens and words add
+        loss, nll = jax.lax.psum((loss, nll), TOKENS)
+        hidden_grad_BxLxD = jax.lax.psum(hidden_grad_BxLxD, "stage")
+        hidden_grad_BxLxD = jax.lax.psum_scatter(hidden_grad_BxLxD, "tensor", scatter_dimension=1, tiled=True)
+        head_grad_DxV = jax.lax.psum_scatter(head_grad_DxV, "fsdp", scatter_dimension=0, tiled=True)
+        head_grad_DxV = jax.lax.psum(head_grad_DxV, tuple(name for name in TOKENS if name != "fsdp"))
+    return (loss, nll), (hidden_grad_BxLxD, head_grad_DxV.astype(dtype))
+
+
+def _chunk(x_BxCxD: jax.Array, head_DxV: jax.Array, y_BxC: jax.Array, words: Names) -> tuple[jax.Array, ...]:
+    """log Z and the target's logit of each token, over all words; and over the device's own the logits, and where the
+    target is. Logits are fp32 sums of products in the compute type."""
+    logits_BxCxV = jnp.einsum("bcd,dv->bcv", x_BxCxD, head_DxV, preferred_element_type=jnp.float32)
+    V = head_DxV.shape[1]
+    words_V = jax.lax.axis_index(words) * V + jnp.arange(V)
+    hit_BxCxV = y_BxC[..., None] == words_V
+    top_BxC = jax.lax.pmax(jnp.max(logits_BxCxV, axis=-1), words)
+    z_BxC = jnp.sum(jnp.exp(logits_BxCxV - top_BxC[..., None]), axis=-1)
+    target_BxC = jnp.sum(jnp.where(hit_BxCxV, logits_BxCxV, 0), axis=-1)
+    z_BxC, target_BxC = jax.lax.psum((z_BxC, target_BxC), words)
+    return top_BxC + jnp.log(z_BxC), target_BxC, logits_BxCxV, hit_BxCxV
+
+
+def _cut(x_BxLxD: jax.Array, n: jax.Array, C: int) -> jax.Array:
+    """The n-th C positions."""
+    return jax.lax.dynamic_slice_in_dim(x_BxLxD, n * C, C, axis=1)
+
+
+def _put(x_BxLxD: jax.Array, part_BxCxD: jax.Array, n: jax.Array, C: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(x_BxLxD, part_BxCxD.astype(x_BxLxD.dtype), n * C, axis=1)
