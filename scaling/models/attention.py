@@ -58,12 +58,31 @@ def rotary_tables(positions_L: np.ndarray | jax.Array, head_size: int, base: flo
     return jnp.cos(angles_LxK), jnp.sin(angles_LxK)
 
 
+@jax.custom_vjp
 def rotate(x_BxLxHxK: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns each pair (k, k + K/2) by its position's angle, in fp32; the result has the input's type."""
+    """Turns each pair (k, k + K/2) by its position's angle, in fp32; the result has the input's type.
+
+    Its derivative turns back. Written out, it starts from the gradient in its own type: derived, a whole fp32 copy of
+    the gradient would lie in memory.
+    """
     cos_Lx1xK, sin_Lx1xK = (table[:, None, :] for table in tables)
-    left, right = jnp.split(x_BxLxHxK.astype(jnp.float32), 2, axis=-1)
+    left, right = (half.astype(jnp.float32) for half in jnp.split(x_BxLxHxK, 2, axis=-1))
     turned = left * cos_Lx1xK - right * sin_Lx1xK, right * cos_Lx1xK + left * sin_Lx1xK
-    return jnp.concatenate(turned, axis=-1).astype(x_BxLxHxK.dtype)
+    return jnp.concatenate([half.astype(x_BxLxHxK.dtype) for half in turned], axis=-1)
+
+
+def _rotate_forward(
+    x_BxLxHxK: jax.Array, tables: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return rotate(x_BxLxHxK, tables), tables
+
+
+def _rotate_backward(tables: tuple[jax.Array, jax.Array], g_BxLxHxK: jax.Array) -> tuple[jax.Array, None]:
+    cos_LxK, sin_LxK = tables
+    return rotate(g_BxLxHxK, (cos_LxK, -sin_LxK)), None
+
+
+rotate.defvjp(_rotate_forward, _rotate_backward)
 
 
 def balanced_order(length: int, parts: int) -> np.ndarray:

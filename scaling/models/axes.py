@@ -1,8 +1,8 @@
 """Which mesh axis each logical axis of the model is laid over: one table, for parameters and activations alike.
 
 Parameters and activations name their axes ("embed", "heads"), and a layout turns names into the axes of the mesh
-(scaling.runs.MESH_AXES). Flax's own rules replicate an array, without a word, where two of its axes ask for one mesh axis;
-this table refuses them.
+(scaling.runs.MESH_AXES). Flax's own rules replicate an array, without a word, where two of its axes ask for one mesh
+axis; this table refuses them.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ Axes = tuple[str | None, ...]
 
 
 def spec(axes: Axes) -> PartitionSpec:
-    """The mesh axes of an array's logical axes. Raises ValueError for an unknown axis, and for a mesh axis used twice."""
+    """The mesh axes of an array's logical axes. Raises ValueError for an unknown one, or a mesh axis used twice."""
     taken: list[str] = []
     for axis in axes:
         if axis is not None and axis not in RULES:
@@ -48,8 +48,9 @@ def spec(axes: Axes) -> PartitionSpec:
 class Layout:
     """How arrays lie on the mesh that is set (`jax.set_mesh`), and how many parts the model itself must know of.
 
-    zero: what is sharded by `embed`: 1 the optimizer state, 2 and the gradients, 3 and the parameters (ZeRO, Rajbhandari
-    et al. 2020). context: parts of a sequence. stages: of the pipeline, through which `microbatch` sequences go at once.
+    zero: what is sharded by `embed`: 1 the optimizer state, 2 and the gradients, 3 and the parameters (ZeRO,
+    Rajbhandari et al. 2020). context: parts of a sequence. stages: of the pipeline, through which `microbatch`
+    sequences go at once.
     """
 
     zero: int = 3

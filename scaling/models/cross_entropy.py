@@ -11,7 +11,7 @@ chunk, straight into the parts in which `fsdp` keeps it.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,8 +103,8 @@ def _on_each_device(f: Callable[..., Any], layout: Layout | None, results: Any) 
 
 def _losses(hidden_BxLxD: jax.Array, head_DxV: jax.Array, y_BxL: jax.Array, C: int, words: Names) -> jax.Array:
     def one(n: jax.Array, nll_BxL: jax.Array) -> jax.Array:
-        log_z_BxC, target_BxC, _, _ = _chunk(_cut(hidden_BxLxD, n, C), head_DxV, _cut(y_BxL, n, C), words)
-        return _put(nll_BxL, log_z_BxC - target_BxC, n, C)
+        part = _chunk(_cut(hidden_BxLxD, n, C), head_DxV, _cut(y_BxL, n, C), words)
+        return _put(nll_BxL, part.top_BxC + jnp.log(part.z_BxC) - part.target_BxC, n, C)
 
     return jax.lax.fori_loop(0, y_BxL.shape[1] // C, one, jnp.zeros(y_BxL.shape, jnp.float32))
 
@@ -116,16 +116,22 @@ def _sums_and_gradients(
 
     def one(n: jax.Array, carry: Any) -> Any:
         loss, nll, hidden_BxLxD, head_grad_DxV = carry
-        x_BxCxD = _cut(hidden_BxLxD, n, C)
-        log_z_BxC, target_BxC, logits_BxCxV, hit_BxCxV = _chunk(x_BxCxD, head_DxV, _cut(y_BxL, n, C), words)
-        nll_BxC = log_z_BxC - target_BxC
+        x_BxCxD, y_BxC = _cut(hidden_BxLxD, n, C), _cut(y_BxL, n, C)
+        part = _chunk(x_BxCxD, head_DxV, y_BxC, words)
+        log_z_BxC = part.top_BxC + jnp.log(part.z_BxC)
+        nll_BxC = log_z_BxC - part.target_BxC
         loss += jnp.sum(nll_BxC + z_loss * jnp.square(log_z_BxC))
-        # The loss's derivative by the logits, in the type of the two products with it.
-        p_BxCxV = jnp.exp(logits_BxCxV - log_z_BxC[..., None])
-        grad_BxCxV = ((1 + 2 * z_loss * log_z_BxC[..., None]) * p_BxCxV - hit_BxCxV).astype(dtype)
-        head_grad_DxV += jnp.einsum("bcd,bcv->dv", x_BxCxD, grad_BxCxV, preferred_element_type=jnp.float32)
+        # The derivative by the logits is (1 + 2 z_loss log Z) e / Z, less 1 at the target. What a token's words have in
+        # common is taken out: they are many, and every operation on all of them counts.
+        common_BxC = (1 + 2 * z_loss * log_z_BxC) / part.z_BxC
+        at_target_BxC = jnp.exp(part.target_BxC - part.top_BxC) - 1 / common_BxC
+        hit_BxCxV = _own_words(y_BxC, head_DxV, words)[..., None] == jnp.arange(head_DxV.shape[1])
+        grad_BxCxV = jnp.where(hit_BxCxV, at_target_BxC[..., None], part.e_BxCxV).astype(dtype)
+        scaled_BxCxD = (x_BxCxD * common_BxC[..., None]).astype(dtype)
+        head_grad_DxV += jnp.einsum("bcd,bcv->dv", scaled_BxCxD, grad_BxCxV, preferred_element_type=jnp.float32)
         # Nobody reads these hidden states again: their gradient takes their place.
-        hidden_BxLxD = _put(hidden_BxLxD, jnp.einsum("bcv,dv->bcd", grad_BxCxV, head_DxV), n, C)
+        back_BxCxD = jnp.einsum("bcv,dv->bcd", grad_BxCxV, head_DxV, preferred_element_type=jnp.float32)
+        hidden_BxLxD = _put(hidden_BxLxD, back_BxCxD * common_BxC[..., None], n, C)
         return loss, nll + jnp.sum(nll_BxC), hidden_BxLxD, head_grad_DxV
 
     zero = jnp.zeros((), jnp.float32)
@@ -140,18 +146,30 @@ def _sums_and_gradients(
     return (loss, nll), (hidden_grad_BxLxD, head_grad_DxV.astype(dtype))
 
 
-def _chunk(x_BxCxD: jax.Array, head_DxV: jax.Array, y_BxC: jax.Array, words: Names) -> tuple[jax.Array, ...]:
-    """log Z and the target's logit of each token, over all words; and over the device's own the logits, and where the
-    target is. Logits are fp32 sums of products in the compute type."""
+class _Part(NamedTuple):
+    """Of each token of a chunk, over all words: the largest logit, the sum of e, the target's logit; and e, which is
+    exp(logit - largest), of the device's own words. All fp32."""
+
+    top_BxC: jax.Array
+    z_BxC: jax.Array
+    target_BxC: jax.Array
+    e_BxCxV: jax.Array
+
+
+def _chunk(x_BxCxD: jax.Array, head_DxV: jax.Array, y_BxC: jax.Array, words: Names) -> _Part:
     logits_BxCxV = jnp.einsum("bcd,dv->bcv", x_BxCxD, head_DxV, preferred_element_type=jnp.float32)
-    V = head_DxV.shape[1]
-    words_V = jax.lax.axis_index(words) * V + jnp.arange(V)
-    hit_BxCxV = y_BxC[..., None] == words_V
+    y_BxC = _own_words(y_BxC, head_DxV, words)
+    own_BxC = (y_BxC >= 0) & (y_BxC < head_DxV.shape[1])
+    target_BxC = jnp.take_along_axis(logits_BxCxV, y_BxC[..., None], axis=-1, mode="clip")[..., 0]
     top_BxC = jax.lax.pmax(jnp.max(logits_BxCxV, axis=-1), words)
-    z_BxC = jnp.sum(jnp.exp(logits_BxCxV - top_BxC[..., None]), axis=-1)
-    target_BxC = jnp.sum(jnp.where(hit_BxCxV, logits_BxCxV, 0), axis=-1)
-    z_BxC, target_BxC = jax.lax.psum((z_BxC, target_BxC), words)
-    return top_BxC + jnp.log(z_BxC), target_BxC, logits_BxCxV, hit_BxCxV
+    e_BxCxV = jnp.exp(logits_BxCxV - top_BxC[..., None])
+    z_BxC, target_BxC = jax.lax.psum((jnp.sum(e_BxCxV, axis=-1), jnp.where(own_BxC, target_BxC, 0)), words)
+    return _Part(top_BxC, z_BxC, target_BxC, e_BxCxV)
+
+
+def _own_words(y_BxC: jax.Array, head_DxV: jax.Array, words: Names) -> jax.Array:
+    """Targets as columns of the device's own part of the head; outside it, those of other devices."""
+    return y_BxC - jax.lax.axis_index(words) * head_DxV.shape[1] if words else y_BxC
 
 
 def _cut(x_BxLxD: jax.Array, n: jax.Array, C: int) -> jax.Array:

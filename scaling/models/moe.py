@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from scaling.models.attention import balanced_order
@@ -36,8 +37,8 @@ class Experts(Module):
 
     @nn.compact
     def __call__(self, x_BxLxD: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns the weighted sum of the chosen experts' results, and for each statistic of `route` and `dropped`, the
-        share of choices that found their expert full, the sum over sequences. A token that is dropped gets zero."""
+        """Returns the weighted sum of the chosen experts' results, and statistics summed over sequences: those of
+        `route`, and `dropped`, the share of choices that found their expert full. Such a choice adds nothing."""
         s = self.shape
         D, F, E = s.d_model, s.d_ff, s.n_experts
         names = ("up", "gate") if s.activation == "swiglu" else ("up",)
@@ -198,10 +199,17 @@ def dropless(
 
 
 def feed_forward(x: jax.Array, w: Matrices, multiply: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
-    """As scaling.models.transformer.FeedForward, each row through the matrices of its expert."""
-    h = multiply(x, w["up"])
-    h = h * jax.nn.silu(multiply(x, w["gate"])) if "gate" in w else jax.nn.gelu(h)
-    return multiply(h, w["down"])
+    """As scaling.models.transformer.FeedForward, each row through the matrices of its expert.
+
+    The products have a name for scaling.models.remat, to which they do not look like products with weights.
+    """
+
+    def product(x: jax.Array, name: str) -> jax.Array:
+        return checkpoint_name(multiply(x, w[name]), "expert_product")
+
+    h = product(x, "up")
+    h = h * jax.nn.silu(product(x, "gate")) if "gate" in w else jax.nn.gelu(h)
+    return product(h, "down")
 
 
 @jax.custom_vjp
@@ -240,16 +248,22 @@ def _spread(body: Callable[..., jax.Array], specs: tuple[Any, ...], layout: Layo
     return jax.shard_map(body, in_specs=specs, out_specs=spec(STREAM), axis_names=free, check_vma=False)
 
 
+def _alone(mesh_axes: str | tuple[str, ...], layout: Layout | None) -> bool:
+    return layout is None or jax.lax.axis_size(mesh_axes) == 1
+
+
 def _gather(x: jax.Array, mesh_axes: str | tuple[str, ...], dimension: int, layout: Layout | None) -> jax.Array:
     """The parts of all devices along mesh axes, joined."""
-    return x if layout is None else jax.lax.all_gather(x, mesh_axes, axis=dimension, tiled=True)
+    return x if _alone(mesh_axes, layout) else jax.lax.all_gather(x, mesh_axes, axis=dimension, tiled=True)
 
 
 def _scatter(x: jax.Array, mesh_axes: str | tuple[str, ...], dimension: int, layout: Layout | None) -> jax.Array:
     """The sum over mesh axes, a part of it on each device."""
-    return x if layout is None else jax.lax.psum_scatter(x, mesh_axes, scatter_dimension=dimension, tiled=True)
+    if _alone(mesh_axes, layout):
+        return x
+    return jax.lax.psum_scatter(x, mesh_axes, scatter_dimension=dimension, tiled=True)
 
 
 def _exchange(x: jax.Array, split: int, join: int, layout: Layout | None) -> jax.Array:
     """Cut along one dimension, and along another joined from what each device of `expert` sends."""
-    return x if layout is None else jax.lax.all_to_all(x, "expert", split, join, tiled=True)
+    return x if _alone("expert", layout) else jax.lax.all_to_all(x, "expert", split, join, tiled=True)

@@ -21,7 +21,9 @@ def remat_policy(remat: str, layout: Layout | None) -> Callable[..., Any] | None
     if remat == "none":
         return None if layout is None or layout.zero < 3 else _all_but_gathered
     return {
-        "dots": policies.dots_with_no_batch_dims_saveable,
+        "dots": policies.save_from_both_policies(
+            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names("expert_product")
+        ),
         "named": policies.save_only_these_names("attention"),
         "full": policies.nothing_saveable,
         "offload": policies.save_and_offload_only_these_names(

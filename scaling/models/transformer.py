@@ -79,12 +79,12 @@ class Block(Module):
         h_BxLxD = self.constrain(Norm(*self.common, name="norm1")(x_BxLxD), "batch", "length", None)
         h_BxLxD = Attention(*self.common, name="attention")(h_BxLxD, rotary)
         x_BxLxD = x_BxLxD + self.constrain(h_BxLxD, "batch", "residual", None)
-        h_BxLxD = self.constrain(Norm(*self.common, name="norm2")(x_BxLxD), "batch", "length", None)
+        h_BxLxD = Norm(*self.common, name="norm2")(x_BxLxD)
         stats: Stats = {}
-        if self.shape.n_experts:
+        if self.shape.n_experts:  # they gather what they need
             h_BxLxD, stats = Experts(*self.common, name="experts")(h_BxLxD)
         else:
-            h_BxLxD = FeedForward(*self.common, name="mlp")(h_BxLxD)
+            h_BxLxD = FeedForward(*self.common, name="mlp")(self.constrain(h_BxLxD, "batch", "length", None))
         x_BxLxD = x_BxLxD + self.constrain(h_BxLxD, "batch", "residual", None)
         return self.constrain(x_BxLxD, "batch", "residual", None), stats
 

@@ -46,7 +46,7 @@ class Program:
 
 
 class Sums(NamedTuple):
-    """What a batch's loss is made of, as sums: those of microbatches add up to those of the batch, whatever their sizes."""
+    """What a batch's loss is made of, as sums: those of microbatches of any sizes add up to those of the batch."""
 
     nll: jax.Array  # over tokens
     stats: Stats  # of the routers, over sequences and layers
@@ -168,7 +168,8 @@ def _program(
         grads = jax.tree.map(lambda g: g / targets, grads)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-        routers = {f"router_{name}": x / (sequences * shape.n_layers) for name, x in sums.stats.items()}
+        per_router = jax.tree.map(lambda x: x / (sequences * shape.n_layers), sums.stats)
+        routers = {f"router_{name.removeprefix('router_')}": x for name, x in per_router.items()}
         metrics = {"loss": sums.nll / targets, "grad_norm": optax.tree.norm(grads), **routers}
         return State(params, optimizer_state), metrics
 
