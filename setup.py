@@ -41,5 +41,13 @@ setup(
         "watch": ["tensorboard>=2.21,<3", "wandb>=0.31,<1"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
+        # Compilers for hardware that is not here (tools.plan --aot), in the versions that jax pins: libtpu, and the
+        # CUDA plugin with what it calls while it compiles, but without what programs need to run.
+        "aot": [
+            "jax[tpu,cuda12-local]>=0.10.2,<0.13",
+            "nvidia-cuda-nvcc-cu12>=12.6.85,<13",
+            "nvidia-cudnn-cu12>=9.8,<10",
+            "nvidia-cublas-cu12>=12.6,<13",
+        ],
     },
 )

@@ -1,8 +1,13 @@
 """Benchmarks and simulations: each is run by hand and its result stands in its docstring."""
 
 import argparse
+import json
 import os
 import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from scaling.files import write_json
 
 VARIABLE = "SCALING_PUBLISHED_DATA"
 
@@ -12,3 +17,16 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     given = os.environ.get(VARIABLE)
     said = f"folder of published data sets (default: {VARIABLE})"
     parser.add_argument("--data", type=pathlib.Path, default=given, required=given is None, help=said)
+
+
+def kept_rows(
+    path: pathlib.Path | None, names: Sequence[str], measure: Callable[[str], dict[str, Any]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each name with its row: that of the file where it is there, else measured, and then kept in the file."""
+    rows = json.loads(path.read_text()) if path is not None and path.exists() else {}
+    for name in names:
+        if name not in rows:
+            rows[name] = measure(name)
+            if path is not None:
+                write_json(path, rows)
+        yield name, rows[name]

@@ -1,11 +1,18 @@
-"""One run: from a config that names a size and a budget, from a run.json, or the first run of a next_run.json.
+"""One run: from a config that names a size and a budget, from a run.json or next_run.json, or a cell of a plan.
 
 python -m experiments.train --config=experiments/configs/one.py --workdir=runs/one
 python -m experiments.train --run=runs/demo/report/next_run.json --workdir=runs/next
+python -m experiments.train --plan=plan.json --cell=d5120x47 --workdir=runs/16b --distributed
+
+The third starts on the placement that tools.plan has found, if the hardware is what was planned. On several hosts, each
+starts the same command: with --distributed where jax finds the others itself (SLURM, Kubernetes, TPU pods), or with
+--coordinator=HOST:PORT --processes=2 --process_id=0, and 1. They need one WORKDIR and see the same --stores.
 """
 
+import dataclasses
 import pathlib
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -18,67 +25,128 @@ from scaling.errors import InputError
 from scaling.files import read_json
 from scaling.progress import progress_bar
 from scaling.runs import Placement, Run, run_from_dict, run_id
+from scaling.specs import require
 from scaling.sweeps.cells import continued_run, one_run
 from scaling.sweeps.config import one_config
 from scaling.sweeps.texts import find_stores, prepare_text, verify_stores
+from scaling.training.planned import Planned, check_hardware, find_cell, hardware, planned_lines, read_plan
 from scaling.training.trackers import check_trackers
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file of one run; its fields are --config.FIELD=.")
 RUN = flags.DEFINE_string("run", None, "A run.json or next_run.json, instead of a config.")
-START = flags.DEFINE_string("start", "", "With --run: the directory of the parameters that it starts from.")
+PLAN = flags.DEFINE_string("plan", None, "A plan of tools.plan, instead of a config; needs --cell.")
+CELL = flags.DEFINE_string("cell", None, "The cell of the plan: its run, or the beginning of one.")
+START = flags.DEFINE_string("start", "", "With --run or --plan: the directory of the parameters that it starts from.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 STORES = flags.DEFINE_string("stores", command.default_stores(), "Directory where token stores are kept.")
 TRACKERS = flags.DEFINE_list("trackers", [], "Where to watch the run besides: tensorboard, wandb.")
 PROFILE_STEPS = flags.DEFINE_integer("profile_steps", 0, "Steps to take a profile of.", lower_bound=0)
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One process of several that jax finds: SLURM, GKE, TPU pods.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "Or HOST:PORT of process 0, with the next two.")
+PROCESSES = flags.DEFINE_integer("processes", None, "How many processes train the run.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A run, where it is placed, its token stores, the parameters that it starts from, and its plan, if any."""
+
+    run: Run
+    placement: Placement
+    stores: Stores
+    start: str | None = None
+    planned: Planned | None = None
 
 
 def main(argv: list[str]) -> None:
     del argv
     check_trackers(TRACKERS.value)
-    run, placement, stores, start = _what()
+    asked = [value for value in (CONFIG.value, RUN.value, PLAN.value) if value is not None]
+    require(len(asked) == 1, "give either --config, --run or --plan")
+    require((PLAN.value is None) == (CELL.value is None), "--plan and --cell come together")
     workdir = pathlib.Path(WORKDIR.value)
-    if not (workdir / "run.json").exists():
-        verify_stores(stores)
-    from scaling.training.loop import train  # here: jax takes a second, which --help need not wait for
+    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    require(there.is_dir(), "is not a directory", where=str(there))
+    if DISTRIBUTED.value or any(flag.value is not None for flag in (COORDINATOR, PROCESSES, PROCESS_ID)):
+        from scaling.training import hosts
 
+        hosts.connect(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)
+        task = hosts.first_alone(lambda: _task(workdir, verified=hosts.writes()))
+    else:
+        task = _task(workdir, verified=True)
+    result = _train(task, workdir)
+    if result is not None:
+        print(_summary(result))
+
+
+def _train(task: Task, workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The result of the training, None on a process that is not to print it."""
+    # Here: jax takes a second, which --help and refusals need not wait for.
+    from scaling.training import hosts
+    from scaling.training.compilations import keep_compilations
+    from scaling.training.loop import train
+
+    keep_compilations(workdir / "compilations")
+    if (planned := task.planned) is not None:
+        here = hardware()
+        if hosts.writes():
+            print(*planned_lines(planned, here), sep="\n")
+        hosts.together(lambda: check_hardware(planned.topology, planned.needed_gib, here))
     stop = threading.Event()
+    # After the processes are connected: jax's own handler of SIGTERM, which `connect` puts up, would keep it from us.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with progress_bar(run.steps, "step", run_id(run)) as bar:
+    with progress_bar(task.run.steps, "step", run_id(task.run)) as bar:
 
         def report(done: int, steps: int) -> None:
             bar.update(done - bar.n)
 
+        def say(line: str) -> None:
+            if sys.stderr.isatty():
+                bar.write(line)  # above the bar
+            else:
+                print(line, flush=True)
+
         result = train(
-            run,
-            placement,
-            stores,
+            task.run,
+            task.placement,
+            task.stores,
             workdir,
             report,
             stop.is_set,
-            start=start or None,
+            start=task.start,
             trackers=TRACKERS.value,
             profile_steps=PROFILE_STEPS.value,
+            say=say,
         )
-    print(_summary(result))
+    return result if hosts.writes() else None
 
 
-def _what() -> tuple[Run, Placement, Stores, str]:
-    """The run, where it is placed, its token stores, and the directory of the parameters it starts from, if any."""
-    if (RUN.value is None) == (CONFIG.value is None):
-        raise InputError("give either --config or --run")
+def _task(workdir: pathlib.Path, verified: bool) -> Task:
+    """What the flags ask for. verified: of a new run, whether to compare its stores with their checksums."""
+    task = _asked()
+    if verified and not (workdir / "run.json").exists():
+        verify_stores(task.stores)
+    return task
+
+
+def _asked() -> Task:
+    if PLAN.value is not None:
+        planned = find_cell(read_plan(PLAN.value), CELL.value, PLAN.value)
+        stores = find_stores(planned.run.stores, STORES.value)
+        return Task(planned.run, planned.placement, stores, START.value or None, planned)
     if RUN.value is not None:
         run = _read_run(RUN.value)
-        return run, Placement(), find_stores(run.stores, STORES.value), START.value
+        return Task(run, Placement(), find_stores(run.stores, STORES.value), START.value or None)
     config = one_config(command.config_values(CONFIG))
     text = prepare_text(config.data, STORES.value)
     if not config.start:
-        return one_run(config, text), config.placement, text.stores, ""
+        return Task(one_run(config, text), config.placement, text.stores)
     from scaling.models.parameter_files import read_header
 
     shape, content_id = read_header(config.start)
     print(f"starting from {config.start}: its shape is taken, config.size and config.model are not")
-    return continued_run(config, text, shape, content_id), config.placement, text.stores, config.start
+    return Task(continued_run(config, text, shape, content_id), config.placement, text.stores, config.start)
 
 
 def _read_run(path: str) -> Run:

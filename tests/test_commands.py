@@ -90,8 +90,8 @@ def refused(run):
 
 
 FLAGS = {
-    "experiments.sweep": ("config", "workdir", "stores", "trackers", "launcher", "workers"),
-    "experiments.train": ("config", "run", "workdir", "stores", "start", "trackers"),
+    "experiments.sweep": ("config", "workdir", "stores", "trackers", "plan", "launcher", "workers"),
+    "experiments.train": ("config", "run", "plan", "cell", "[no]distributed", "coordinator", "workdir", "trackers"),
     "tools.plan": ("config", "stores", "suppose_tokens", "out"),
     "tools.status": ("workdir", "[no]watch", "[no]all", "profile"),
     "tools.analyze": ("runs", "curves", "out", "law", "unit", "[no]thorough", "target_flops", "loss_unit"),
@@ -172,8 +172,9 @@ def test_a_missing_flag_is_named(refused, module, flag):
 def test_a_missing_config_says_how_to_give_one(refused, tmp_path):
     assert refused("tools.plan") == "--config is missing (--config=experiments/configs/laptop.py, say)"
     assert "--config is missing" in refused("experiments.sweep", f"--workdir={tmp_path}/w")
-    assert refused("experiments.train", f"--workdir={tmp_path}/w") == "give either --config or --run"
+    assert refused("experiments.train", f"--workdir={tmp_path}/w") == "give either --config, --run or --plan"
     assert "give either" in refused("experiments.train", f"--workdir={tmp_path}/w", ONE, "--run=r")
+    assert "give either" in refused("experiments.train", f"--workdir={tmp_path}/w", ONE, "--plan=p", "--cell=c")
 
 
 @pytest.mark.parametrize("module", ["experiments.sweep", "tools.plan", "experiments.train"])
@@ -281,8 +282,8 @@ def test_the_paper_can_be_planned_without_its_text(run):
     config = "--config=experiments/configs/chinchilla.py"
     code, output, errors = run("tools.plan", config, "--suppose_tokens=1.5e11", "--suppose_vocab=32000")
     assert code == 0, errors
-    assert "261 cells, 2e+23 FLOPs" in output
-    assert "too few for 15 of 261 cells" in output
+    assert "419 cells, 2.77e+23 FLOPs" in output
+    assert "too few for 25 of 419 cells" in output
     assert "N 4,273,695,744 at 9.49e+21 FLOPs needs 3.42e+11 tokens: 2.28 epochs" in output
 
 
@@ -377,6 +378,28 @@ def test_a_run_that_cannot_be_read_is_refused(refused, tmp_path, content, fault)
     line = refused("experiments.train", f"--run={tmp_path}/run.json", f"--workdir={tmp_path}/w")
     assert f"{tmp_path}/run.json" in line
     assert fault in line
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "fault"),
+    [
+        (["--plan=p.json"], "--plan and --cell come together"),
+        ([ONE, "--cell=d16"], "--plan and --cell come together"),
+        (["--plan=/nowhere.json", "--cell=d16"], "/nowhere.json: no such file"),
+    ],
+)
+def test_a_plan_that_cannot_be_read_is_refused(refused, tmp_path, flags, fault):
+    assert fault in refused("experiments.train", *flags, f"--workdir={tmp_path}/w")
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_plan_of_another_sweep_is_refused(run, refused, tmp_path):
+    other = [SMOKE, "--config.seeds=(7,)", "--topology=cpu:8", f"--out={tmp_path}/plan.json"]
+    code, _, errors = run("tools.plan", *other)
+    assert code == 0, errors
+    line = refused("experiments.sweep", SMOKE, f"--plan={tmp_path}/plan.json", f"--workdir={tmp_path}/w")
+    assert "plan.json: places no cell of this sweep (plan it with the same --config and the same text)" in line
     assert not (tmp_path / "w").exists()
 
 

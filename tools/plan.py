@@ -1,13 +1,20 @@
-"""The table of all cells of a sweep before anything is spent.
+"""The table of all cells of a sweep before anything is spent, and where each goes on given hardware.
 
 python -m tools.plan --config=experiments/configs/laptop.py [--out=plan.json]
 python -m tools.plan --config=experiments/configs/chinchilla.py --suppose_tokens=1.5e11 --suppose_vocab=32000
+python -m tools.plan --config=... --topology=v5e:16x16 [--cells=16b,d640x10] [--aot] [--price=1.2] [--power=155]
 
-The second plans with a text of a supposed size, which need not be there.
+The second plans with a text of a supposed size, which need not be there. The third finds for each cell the fastest
+placement that fits, with its memory, time, energy and cost: estimates, in columns whose heads end in est. With --aot
+the compiler of that hardware, which need not be there either, accepts a placement or refuses it, and then the next is
+tried. experiments.sweep and experiments.train take the plan with --plan=.
 """
 
 import dataclasses
+import functools
 import pathlib
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,10 +24,15 @@ from ml_collections import config_flags
 from scaling import command
 from scaling.errors import InputError
 from scaling.files import write_json
-from scaling.sweeps.cells import all_stores
+from scaling.parallel.topology import Topology, parse_topology
+from scaling.progress import progress_bar
+from scaling.runs import Placement, Run, run_id
+from scaling.specs import require
+from scaling.sweeps import plan
+from scaling.sweeps.cells import Cell, all_stores
 from scaling.sweeps.config import SweepConfig, sweep_config
 from scaling.sweeps.grid import make_grid
-from scaling.sweeps.plan import plan_rows, repetition
+from scaling.sweeps.prove import prove_all
 from scaling.sweeps.texts import Texts, data_configs, planned_text, prepare_texts
 from scaling.sweeps.variants import check_variants
 
@@ -29,6 +41,12 @@ STORES = flags.DEFINE_string("stores", command.default_stores(), "Directory wher
 OUT = flags.DEFINE_string("out", None, "File to write the plan to as JSON.")
 SUPPOSE_TOKENS = flags.DEFINE_float("suppose_tokens", None, "Plan with a text of so many training tokens.")
 SUPPOSE_VOCAB = flags.DEFINE_integer("suppose_vocab", None, "And a vocabulary of so many tokens.", lower_bound=2)
+CELLS = flags.DEFINE_list("cells", None, "Only these: beginnings of run ids, or sizes such as 16b, 70m.")
+TOPOLOGY = flags.DEFINE_string("topology", None, "Hardware to place the cells on: v5e:16x16, 4xv5e:16x16, h100:64.")
+AOT = flags.DEFINE_bool("aot", False, "Have the compiler of the topology accept each placement, or take the next one.")
+PROVERS = flags.DEFINE_integer("provers", 1, "Compilations at a time.", lower_bound=1)
+PRICE = flags.DEFINE_float("price", None, "Dollars a chip-hour, instead of the list price.", lower_bound=0)
+POWER = flags.DEFINE_float("power", None, "Watts a chip, instead of the published or estimated ones.", lower_bound=0)
 
 # How each column is printed; the JSON has all of them, unrounded.
 COLUMNS = {
@@ -46,29 +64,71 @@ COLUMNS = {
     "flops_error": "{:+.2%}",
     "state_gib_est": "{:.3g}",
 }
+PLACED_COLUMNS = {
+    "run": "{}",
+    "variant": "{}",
+    "budget": "{:.3g}",
+    "N": "{:,.0f}",
+    "D": "{:.3g}",
+    "batch_tokens": "{:,}",
+    "steps": "{:,}",
+    "epochs": "{:.2f}",
+    "placed": "{}",
+    "memory_gib_est": "{:.2f}",
+    "peak_gib": "{:.2f}",
+    "step_seconds_est": "{:.3g}",
+    "mfu_est": "{:.1%}",
+    "hours_est": "{:.3g}",
+    "chip_hours_est": "{:,.3g}",
+    "kwh_est": "{:,.3g}",
+    "cost_est": "${:,.2f}",
+}
 
 
 def main(argv: list[str]) -> None:
     del argv
     if OUT.value is not None and pathlib.Path(OUT.value).is_dir():
         raise InputError(f"--out={OUT.value} is a folder", do="name a file")
-    config = sweep_config(command.config_values(CONFIG))
+    config, topology = sweep_config(command.config_values(CONFIG)), _topology()
+    require(
+        topology is None or config.placement == Placement(),
+        "config.placement is given, and --topology finds a placement for each cell",
+        "leave one of them out",
+    )
     check_variants(config)
     texts = _texts(config)
     cells, dropped = make_grid(config, texts)
-    for cell in cells:
-        config.placement.check(cell.run)
-    rows = plan_rows(cells, all_stores(texts))
-    table = pd.DataFrame([{name: _said(row[name], form) for name, form in COLUMNS.items()} for row in rows])
-    print(table.loc[:, (table != "").any()].to_string(index=False))
+    if CELLS.value is not None:
+        cells = plan.select(cells, CELLS.value)
+    rows = plan.plan_rows(cells, all_stores(texts))
+    if topology is None:
+        for cell in cells:
+            config.placement.check(cell.run)
+        rows = [{**row, **plan.UNPLACED} for row in rows]
+    else:
+        rows = _placed(rows, cells, topology)
+        print(_hardware(topology))
+    print(_table(rows, COLUMNS if topology is None else PLACED_COLUMNS))
+    for line in [*_proofs(rows), *(f"fits nowhere: {row['run']}: {row['fault']}" for row in rows if row["fault"])]:
+        print(line)
     for cell in dropped:
         print(f"dropped: {cell}")
-    print(totals(rows))
-    for line in repetition(config, texts, rows):
+    summed = plan.totals(rows)
+    print(_totals(summed, topology))
+    for line in plan.repetition(config, texts, rows):
         print(line)
     if OUT.value is not None:
-        plan = {"cells": rows, "dropped": [dataclasses.asdict(cell) for cell in dropped]}
-        write_json(pathlib.Path(OUT.value), plan)
+        where = topology and topology.text
+        left_out = [dataclasses.asdict(cell) for cell in dropped]
+        write_json(pathlib.Path(OUT.value), {"topology": where, "cells": rows, "dropped": left_out, "totals": summed})
+
+
+def _topology() -> Topology | None:
+    if TOPOLOGY.value is not None:
+        return parse_topology(TOPOLOGY.value)
+    for name, given in (("aot", AOT.value), ("price", PRICE.value is not None), ("power", POWER.value is not None)):
+        require(not given, f"--{name} without --topology", "--topology=v5e:16x16, say")
+    return None
 
 
 def _texts(config: SweepConfig) -> Texts:
@@ -80,13 +140,85 @@ def _texts(config: SweepConfig) -> Texts:
     return {data: planned_text(data, k, SUPPOSE_TOKENS.value, SUPPOSE_VOCAB.value) for k, data in supposed}
 
 
+def _placed(rows: Sequence[dict[str, Any]], cells: Sequence[Cell], topology: Topology) -> list[dict[str, Any]]:
+    """The rows with what the topology adds to each. Raises InputError if none of the cells fits."""
+    runs = {plan.program_of(cell.run): cell.run for cell in cells}
+    found = dict(zip(runs, _planned(list(runs.values()), topology), strict=True))
+    first = next(iter(found.values()))
+    require(
+        any(planned.candidate for planned in found.values()), f"no cell fits {topology.text}; the first: {first.fault}"
+    )
+    prices = PRICE.value, POWER.value
+    return [
+        {**row, **plan.placement_columns(cell.run, found[plan.program_of(cell.run)], topology, *prices)}
+        for row, cell in zip(rows, cells, strict=True)
+    ]
+
+
+def _planned(runs: Sequence[Run], topology: Topology) -> list[plan.Planned]:
+    """Where each run goes, by the estimates, or with --aot by the compiler, whose tries are told on standard error."""
+    with progress_bar(len(runs), "program", f"{'compiling' if AOT.value else 'placing'} for {topology.text}") as bar:
+
+        def planned(run: Run) -> plan.Planned:
+            def report(line: str) -> None:
+                bar.write(f"{run_id(run)}: {line}", file=sys.stderr)
+
+            found = plan.proved(run, topology, report) if AOT.value else plan.estimated(run, topology)
+            bar.update()
+            return found
+
+        return prove_all([functools.partial(planned, run) for run in runs], PROVERS.value)
+
+
+def _hardware(topology: Topology) -> str:
+    chip = topology.chip
+    price = chip.dollars_an_hour if PRICE.value is None else PRICE.value
+    watts = chip.watts if POWER.value is None else POWER.value
+    return (
+        f"{topology.text}: {topology.chips} chips, {topology.device_memory / 2**30:.2f} GiB a device; a chip at "
+        f"${price:g} an hour (--price) and {watts:g} W (--power). Columns that end in est are estimates."
+    )
+
+
+def _proofs(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What the compiler says of each program, a line each."""
+    proofs = {id(row["proof"]): (row, row["proof"]) for row in rows if row["proof"] is not None}
+    return [_proof(row, proof) for row, proof in proofs.values()]
+
+
+def _proof(row: dict[str, Any], proof: dict[str, Any]) -> str:
+    return (
+        f"compiled: N {row['N']:,.0f}, {row['batch_tokens']:,} tokens a step, {row['placed']}: "
+        f"{proof['peak_gib']:.2f} of {proof['hbm_gib']:.2f} GiB ({proof['peak_is']}; estimated "
+        f"{row['memory_gib_est']:.2f}), try {len(proof['tried'])}, {proof['compile_seconds']:.0f} s and "
+        f"{proof['rss_gib']:.1f} GiB here, {proof['compiler']}; in the program text, a loop once: {_collectives(proof)}"
+    )
+
+
+def _collectives(proof: dict[str, Any]) -> str:
+    kinds = [f"{kind} {found['count']} ({found['gib']:.3g} GiB)" for kind, found in proof["collectives"].items()]
+    return ", ".join(kinds) or "no collectives"
+
+
+def _totals(summed: dict[str, float], topology: Topology | None) -> str:
+    """What the whole sweep takes, in a line."""
+    line = f"{summed['cells']} cells, {summed['C']:.3g} FLOPs, {summed['D']:.3g} tokens"
+    if "hours_est" not in summed:
+        return line
+    return (
+        f"{line}; estimated, one after the other on {topology.text}: {summed['hours_est']:,.3g} hours, "
+        f"{summed['chip_hours_est']:,.3g} chip-hours, {summed['kwh_est']:,.3g} kWh, ${summed['cost_est']:,.2f}"
+    )
+
+
+def _table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
+    rows = [{**row, "peak_gib": (row["proof"] or {}).get("peak_gib")} for row in rows]
+    table = pd.DataFrame([{name: _said(row[name], form) for name, form in columns.items()} for row in rows])
+    return table.loc[:, (table != "").any()].to_string(index=False)
+
+
 def _said(value: Any, form: str) -> str:
     return "" if value is None else form.format(value)
-
-
-def totals(rows: list[dict[str, Any]]) -> str:
-    """What the whole sweep takes, in a line."""
-    return f"{len(rows)} cells, {sum(row['C'] for row in rows):.3g} FLOPs, {sum(row['D'] for row in rows):.3g} tokens"
 
 
 if __name__ == "__main__":

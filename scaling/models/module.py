@@ -51,7 +51,8 @@ def gathered(w: jax.Array, axes: Axes, dtype: Any, layout: Layout | None) -> jax
     """
     if layout is None:
         return w.astype(dtype)
-    w = jax.lax.with_sharding_constraint(w.astype(dtype), layout.stored(axes))
+    # Behind the barrier, as XLA would else cast the weights of all layers at once, before the first of them is used.
+    w = jax.lax.with_sharding_constraint(jax.lax.optimization_barrier(w).astype(dtype), layout.stored(axes))
     return jax.lax.with_sharding_constraint(w, spec(without_embed(axes)))
 
 

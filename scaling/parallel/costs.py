@@ -1,4 +1,4 @@
-"""What a plan costs: hours, chip-hours, energy and money of a run, and summed over a sweep. No JAX.
+"""What a plan costs: hours, chip-hours, energy and money of a run. No JAX.
 
 Prices and powers are those of scaling.parallel.chips, with their sources and what of them is an estimate, unless the
 user gives others. Energy is that of the accelerators alone: hosts, network and cooling come on top (Google's data
@@ -15,18 +15,12 @@ from scaling.specs import require
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of a run, or of several."""
+    """Of a run."""
 
-    hours: float  # of the topology; of several runs one after the other
+    hours: float  # of the whole topology
     chip_hours: float
     kwh: float
     dollars: float
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
-
-
-FREE = Cost(0.0, 0.0, 0.0, 0.0)
 
 
 def cost_of(

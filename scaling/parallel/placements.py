@@ -11,13 +11,14 @@ Memory and time are estimates (scaling.parallel.memory, scaling.parallel.rooflin
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 
 from scaling.errors import InputError
 from scaling.parallel.chips import GIB
 from scaling.parallel.memory import MemoryEstimate, estimate_memory
 from scaling.parallel.roofline import StepEstimate, estimate_step
-from scaling.parallel.topology import Topology, of_at_least
+from scaling.parallel.topology import Topology, of_the_same_chips
 from scaling.runs import Placement, Run
 
 MARGIN = 0.1  # of a device's memory, left to what the estimate misses
@@ -111,34 +112,37 @@ def _placement(zero: int, microbatch: int | None, remat: str, **mesh: int) -> Pl
 
 def _meshes(run: Run, topology: Topology, stages: bool) -> Iterator[dict[str, int]]:
     """Mesh sizes whose product is the number of devices and that divide the run."""
-    shape, length, devices = run.model, run.data.sequence_length, topology.devices
-    node = topology.slice_shape[0] if topology.chip.platform == "cuda" else 16
-    slices = topology.data_slices
-    for tensor in _powers(min(16, node)):
-        if shape.kv_heads % tensor or shape.d_ff % tensor:
-            continue
-        for stage in _powers(min(16, shape.n_layers)) if stages else [1]:
-            if shape.n_layers % stage or shape.vocab_size % (tensor * stage):
-                continue
-            for expert in [e for e in range(1, shape.n_experts + 1) if shape.n_experts % e == 0] or [1]:
-                if devices % (tensor * stage * expert):
-                    continue
-                for context in _powers(16):
-                    rest, odd = divmod(devices, tensor * stage * expert * context)
-                    few = run.batch_size < devices // (tensor * stage)
-                    if odd or length % (max(2 * context, tensor * context) if context > 1 else tensor):
-                        continue
-                    if context > 1 and length < LONG and not few:
-                        continue
-                    if run.batch_size % (rest * expert):
-                        continue
-                    for fsdp in _divisors(rest):
-                        data = rest // fsdp
-                        if shape.d_model % fsdp == 0 and (data * stage) % slices == 0:
-                            yield {
-                                "data": data, "fsdp": fsdp, "tensor": tensor, "context": context, "expert": expert,
-                                "stage": stage,
-                            }  # fmt: skip
+    shape, devices = run.model, topology.devices
+    together = topology.slice_shape[0] if topology.chip.platform == "cuda" else 16
+    apart = run.data.sequence_length >= LONG or run.batch_size < devices
+    sizes = itertools.product(
+        _powers(min(16, together)),
+        _powers(min(16, shape.n_layers)) if stages else [1],
+        _divisors(shape.n_experts) if shape.n_experts else [1],
+        _powers(16) if apart else [1],
+    )
+    for tensor, stage, expert, context in sizes:
+        rest, left_over = divmod(devices, tensor * stage * expert * context)
+        for fsdp in _divisors(rest) if not left_over else []:
+            mesh = {"tensor": tensor, "stage": stage, "expert": expert, "context": context}
+            mesh |= {"fsdp": fsdp, "data": rest // fsdp}
+            if _divides(mesh, run) and mesh["data"] * stage % topology.data_slices == 0:
+                yield mesh
+
+
+def _divides(mesh: dict[str, int], run: Run) -> bool:
+    """Whether `Placement.check` would pass, without the search for what would instead."""
+    shape, length, tensor, context = run.model, run.data.sequence_length, mesh["tensor"], mesh["context"]
+    return not (
+        run.batch_size % (mesh["data"] * mesh["fsdp"] * mesh["expert"])
+        or shape.d_model % mesh["fsdp"]
+        or shape.kv_heads % tensor
+        or shape.d_ff % tensor
+        or shape.vocab_size % (tensor * mesh["stage"])
+        or shape.n_layers % mesh["stage"]
+        or length % (tensor * context)
+        or (context > 1 and length % (2 * context))
+    )
 
 
 def _powers(most: int) -> list[int]:
@@ -161,7 +165,7 @@ def _nothing_fits(run: Run, topology: Topology) -> InputError:
             f"a batch that is a multiple of {topology.devices}, or fewer chips",
         )
     needed, has = smallest.total / (1 - MARGIN) / GIB, topology.device_memory / GIB
-    larger = (other for other in of_at_least(topology) if other.chips > topology.chips)
+    larger = (other for other in of_the_same_chips(topology) if other.chips > topology.chips)
     holds = next((other for other in larger if _fitting(run, other)), None)
     do = "no slice of these chips would: fewer sequences a step, shorter ones, or other chips"
     return InputError(

@@ -103,8 +103,8 @@ def parse_topology(text: str) -> Topology:
     return _slices(chip, shape, slices)
 
 
-def of_at_least(topology: Topology) -> Iterator[Topology]:
-    """The topologies of the same chip, and of as many slices, from the smallest on: where a model could fit instead."""
+def of_the_same_chips(topology: Topology) -> Iterator[Topology]:
+    """The topologies of the same chip, and of as many slices, from the smallest on."""
     if topology.chip.torus_axes == 0:
         yield from (_switched(topology.chip, 2**power, "") for power in range(13))
     else:

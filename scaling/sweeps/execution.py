@@ -13,15 +13,20 @@ from scaling.specs import to_dict
 from scaling.sweeps.cells import Cell
 from scaling.sweeps.launch import run_cells
 from scaling.sweeps.workdir import run_directory
+from scaling.training.planned import Planned
 
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """How cells are run, which changes no result: side by side, tracked, and with some steps of each profiled."""
+    """How cells are run, which changes no result: side by side, tracked, some steps of each profiled, each as planned.
+
+    planned: by run; a cell that is not among them is placed as the sweep's config says.
+    """
 
     workers: int = 1
     trackers: tuple[str, ...] = ()  # of scaling.training.trackers
     profile_steps: int = 0
+    planned: Mapping[str, Planned] = dataclasses.field(default_factory=dict)
 
 
 def execute(
@@ -84,9 +89,9 @@ def _train(
             {
                 "directory": str(run_directory(workdir, cell.id)),
                 "stores": [stores[name] for name in cell.run.stores],
-                "placement": to_dict(placement),
                 "trackers": list(way.trackers),
                 "profile_steps": way.profile_steps,
+                **_place(cell, placement, way),
             }
             for cell in todo
         ]
@@ -94,6 +99,15 @@ def _train(
     if not complete:
         raise StoppedError("every cell in progress is saved; the same command goes on from here")
     return failed
+
+
+def _place(cell: Cell, placement: Placement, way: Way) -> dict[str, Any]:
+    """Where a worker is to train a cell, and, of a planned one, the hardware that it is to find."""
+    planned = way.planned.get(cell.id)
+    if planned is None:
+        return {"placement": to_dict(placement)}
+    found = {"topology": planned.topology.text, "needed_gib": planned.needed_gib}
+    return {"placement": to_dict(planned.placement), "planned": found}
 
 
 def _line(finished: int, before: int, todo: list[Cell], failed: list[Any]) -> str:

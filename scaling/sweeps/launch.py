@@ -38,7 +38,7 @@ def run_cells(
 ) -> bool:
     """Trains cells, in order, as workers become free; returns False if it was stopped by SIGINT or SIGTERM.
 
-    cells: {"directory", "stores", "placement", "trackers", "profile_steps"} each. on_event(index of the cell, event):
+    cells: as scaling.sweeps.worker takes them. on_event(index of the cell, event):
     progress with done and steps, done, stopped, or failed with a reason; called from several threads, one at a time. A
     worker that dies fails its cell, and a new one takes its place. log: where the workers' standard error goes. What
     goes wrong in the launcher itself stops all workers, as a signal would, and is raised.

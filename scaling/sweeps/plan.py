@@ -1,22 +1,50 @@
-"""What each cell of a sweep will compute and need, known before it is run."""
+"""What each cell of a sweep will compute and need, known before it is run, and where each goes on given hardware.
 
+Runs that differ only in their steps, rate or seed are one program: they share a placement, its estimates and its proof.
+"""
+
+import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from scaling.data.batches import Stores, epochs, unique_tokens
-from scaling.models.counts import counts
+from scaling.errors import InputError, nearest
+from scaling.models.counts import counts, parameters
+from scaling.parallel.costs import cost_of
+from scaling.parallel.placements import Candidate, choose
+from scaling.parallel.topology import Topology
+from scaling.runs import MESH_AXES, Placement, Run, run_to_dict
+from scaling.specs import to_dict
 from scaling.sweeps.cells import Cell, all_stores
 from scaling.sweeps.config import SweepConfig
+from scaling.sweeps.prove import Report, first_that_fits
 from scaling.sweeps.texts import Texts
 
 BYTES_A_PARAMETER = 16  # fp32: the parameter, its gradient and the two moments of Adam
+NEAR = 1.5  # a size that is further off than this factor is not the one that was meant
+ESTIMATED = ("memory_gib_est", "step_seconds_est", "mfu_est", "hours_est", "chip_hours_est", "kwh_est", "cost_est")
+UNPLACED = dict.fromkeys(("placement", "placed", *ESTIMATED, "proof", "fault"))  # the columns of a row without a place
+UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """Where the runs of a program go: the candidate that was taken, with the compiler's proof if it was asked; or why
+    there is none, with the placements that the compiler refused."""
+
+    candidate: Candidate | None
+    proof: dict[str, Any] | None = None
+    fault: str = ""
+    tried: tuple[dict[str, Any], ...] = ()
 
 
 def plan_rows(cells: Sequence[Cell], stores: Stores) -> list[dict[str, Any]]:
     """A row a cell: counts in all conventions, steps, batch, rate, repetition of data, FLOP error, memory of the state.
 
     state_gib_est: parameters, gradients and optimizer state over all devices; activations come on top of it.
+    run_spec: the content of run.json.
     """
     rows = []
     for cell in cells:
@@ -37,9 +65,107 @@ def plan_rows(cells: Sequence[Cell], stores: Stores) -> list[dict[str, Any]]:
                 "epochs": epochs(stores, run.data, run.tokens),
                 "flops_error": counted["C"] / cell.budget - 1 if cell.budget else None,
                 "state_gib_est": BYTES_A_PARAMETER * counted["N"] / 2**30,
+                "run_spec": run_to_dict(run),
             }
         )
     return rows
+
+
+def select(cells: Sequence[Cell], names: Sequence[str]) -> list[Cell]:
+    """The cells whose id begins with one of the names, or whose N is the nearest to one ("16b", "70m"), in their order.
+
+    Raises InputError for a name without a cell.
+    """
+    kept = {cell.key for name in names for cell in _named(cells, name)}
+    return [cell for cell in cells if cell.key in kept]
+
+
+def _named(cells: Sequence[Cell], name: str) -> list[Cell]:
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)([kmbt])", name.strip().lower())
+    if size is None:
+        found = [cell for cell in cells if cell.id.startswith(name.strip())]
+        if not found or not name.strip():
+            raise InputError(f"no cell is called {name!r}", "--cells", nearest(name, [cell.id for cell in cells]))
+        return found
+    wanted = float(size[1]) * UNITS[size[2]]
+    sizes = sorted({parameters(cell.run.model).N for cell in cells})
+    best = min(sizes, key=lambda N: abs(math.log(N / wanted)) if wanted else math.inf)
+    if not 1 / NEAR < best / max(wanted, 1) < NEAR:
+        raise InputError(f"no cell of about {name}", "--cells", f"sizes are {sizes[0]:,} to {sizes[-1]:,}")
+    return [cell for cell in cells if parameters(cell.run.model).N == best]
+
+
+def program_of(run: Run) -> tuple[Any, ...]:
+    """What decides a run's program on a topology. Runs that share it share their placement."""
+    return run.model, run.batch_size, run.data.sequence_length, run.precision, run.z_loss
+
+
+def estimated(run: Run, topology: Topology) -> Planned:
+    """The fastest placement of a run of those whose estimate fits."""
+    try:
+        return Planned(choose(run, topology)[0])
+    except InputError as error:
+        return Planned(None, fault=str(error))
+
+
+def proved(run: Run, topology: Topology, report: Report) -> Planned:
+    """The first placement of a run that the compiler accepts. Raises InputError if the compiler is not installed."""
+    try:
+        candidates = choose(run, topology)
+    except InputError as error:
+        return Planned(None, fault=str(error))
+    candidate, proof = first_that_fits(run, candidates, topology, report)
+    if candidate is None:
+        tried = tuple(proof["tried"])
+        fault = f"the compiler refuses all {len(tried)} placements tried; the last: {proof['reason']}"
+        return Planned(None, fault=fault, tried=tried)
+    return Planned(candidate, proof)
+
+
+def placement_columns(
+    run: Run, planned: Planned, topology: Topology, price: float | None, watts: float | None
+) -> dict[str, Any]:
+    """What a topology adds to a run's row. placed: the placement in words. fault: why the run fits nowhere, with what
+    was tried; all else is None then. price, watts: of a chip, as in scaling.parallel.costs."""
+    candidate = planned.candidate
+    if candidate is None:
+        return {**UNPLACED, "fault": planned.fault, "tried": list(planned.tried)}
+    cost = cost_of(run, topology, candidate.step.seconds, price, watts)
+    return {
+        **UNPLACED,
+        "placement": to_dict(candidate.placement),
+        "placed": placement_words(candidate.placement, run),
+        "memory_gib_est": candidate.memory.gib,
+        "step_seconds_est": candidate.step.seconds,
+        "mfu_est": candidate.step.mfu,
+        "hours_est": cost.hours,
+        "chip_hours_est": cost.chip_hours,
+        "kwh_est": cost.kwh,
+        "cost_est": cost.dollars,
+        "proof": planned.proof,
+    }
+
+
+def placement_words(placement: Placement, run: Run) -> str:
+    """A placement in a few words: "fsdp 256, 6 a shard, remat full"."""
+    p = placement
+    axes = [f"{axis} {getattr(p, axis)}" for axis in MESH_AXES if getattr(p, axis) > 1] or ["one device"]
+    at_a_time = p.microbatch or run.batch_size
+    parts = f" x {run.batch_size // at_a_time}" if at_a_time < run.batch_size else ""
+    words = [" x ".join(axes)]
+    words += [f"ZeRO {p.zero}"] if p.fsdp > 1 and p.zero < 3 else []
+    words += [f"{at_a_time // p.batch_shards}{parts} a shard"]
+    words += [f"remat {p.remat}"] if p.remat != "none" else []
+    words += ["plain kernels"] if p.kernels == "plain" else []
+    return ", ".join(words)
+
+
+def totals(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Sums over the rows; of what is estimated, over those that fit."""
+    summed = {"cells": len(rows), "C": sum(row["C"] for row in rows), "D": sum(row["D"] for row in rows)}
+    fitting = [row for row in rows if row.get("placement") is not None]
+    names = ("hours_est", "chip_hours_est", "kwh_est", "cost_est") if fitting else ()
+    return {**summed, **{name: sum(row[name] for row in fitting) for name in names}}
 
 
 def repetition(config: SweepConfig, texts: Texts, rows: Sequence[dict[str, Any]]) -> list[str]:

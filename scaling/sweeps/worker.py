@@ -1,9 +1,9 @@
 """A process that trains cells, one after the other, as its launcher tells it on standard input.
 
 In: one JSON line a cell, {"directory", "stores", "placement", "trackers", "profile_steps"}; run.json is in its
-directory. Out: one JSON line an event, on the standard output it was started with; whatever libraries print goes to
-standard error. When standard input closes, the launcher has gone, and the process ends at once, in the middle of a step
-if need be.
+directory. A cell of a plan has "planned" besides, {"topology", "needed_gib"}, and is trained on no other hardware. Out:
+one JSON line an event, on the standard output it was started with; whatever libraries print goes to standard error.
+When standard input closes, the launcher has gone, and the process ends at once, in the middle of a step if need be.
 """
 
 import argparse
@@ -33,12 +33,11 @@ def main() -> None:
     cells: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_read, args=(cells,), daemon=True).start()
 
-    import jax  # after the affinity is set: it sizes its thread pool by it
+    # Imports jax, after the affinity is set: it sizes its thread pool by it.
+    from scaling.training.compilations import keep_compilations
 
     if arguments.cache:
-        jax.config.update("jax_compilation_cache_dir", arguments.cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        keep_compilations(arguments.cache)
     while True:
         _train(json.loads(cells.get()), events, stop.is_set)
 
@@ -53,9 +52,11 @@ def _train(cell: dict[str, Any], events: TextIO, stopping: Callable[[], bool]) -
     from scaling.data.token_store import open_store
     from scaling.errors import RunFailedError, ScalingError, StoppedError
     from scaling.files import read_json
+    from scaling.parallel.topology import parse_topology
     from scaling.runs import Placement, run_from_dict
     from scaling.specs import from_dict
     from scaling.training.loop import train
+    from scaling.training.planned import check_hardware, hardware
 
     def tell(event: str, **facts: Any) -> None:
         events.write(json.dumps({"event": event, **facts}) + "\n")
@@ -64,6 +65,8 @@ def _train(cell: dict[str, Any], events: TextIO, stopping: Callable[[], bool]) -
     try:
         run = run_from_dict(read_json(directory / "run.json"), str(directory / "run.json"))
         placement = from_dict(Placement, cell["placement"], "placement")
+        if planned := cell.get("planned"):
+            check_hardware(parse_topology(planned["topology"]), planned["needed_gib"], hardware())
         stores = {store.content_id: store for store in map(open_store, cell["stores"])}
         train(
             run,

@@ -7,13 +7,20 @@ from typing import Any
 import jax
 import numpy as np
 
+from scaling.runs import Placement
 from scaling.training.distribute import place_rows
 
 TOKENS_AT_A_TIME = 65_536  # over all devices; bounds the memory of the logits, and changes no result
 
 
+def row_multiple(placement: Placement) -> int:
+    """What the windows evaluated together must be a multiple of: the parts that a batch is dealt into, and for a
+    pipeline the microbatch, which is dealt so."""
+    return placement.microbatch if placement.stage > 1 and placement.microbatch else placement.batch_shards
+
+
 def rows_at_a_time(windows: int, length: int, shards: int) -> int:
-    """Windows evaluated together: at most TOKENS_AT_A_TIME tokens, and a multiple of the shards of the batch."""
+    """Windows evaluated together: at most TOKENS_AT_A_TIME tokens, in a multiple of `shards` (see `row_multiple`)."""
     rows = min(windows, max(1, TOKENS_AT_A_TIME // length))
     return math.ceil(rows / shards) * shards
 

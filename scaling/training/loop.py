@@ -1,6 +1,8 @@
 """Training a run to its result: dispatch a step, read the one before, evaluate on the way, save, and record.
 
-The state after step k is a function of the run and k alone, so a stopped run goes on where its checkpoint is.
+The state after step k is a function of the run and k alone, so a stopped run goes on where its checkpoint is. Several
+processes run this loop side by side, each on its devices and with its rows of every batch; where they could part, they
+ask scaling.training.hosts.
 """
 
 import contextlib
@@ -18,14 +20,15 @@ from scaling.data.batches import Stores, batch, eval_windows
 from scaling.errors import InputError, RunFailedError, StoppedError
 from scaling.files import Path, make_directory, read_json, write_json
 from scaling.models.counts import flops_per_token
-from scaling.models.parameter_files import start_params, unstack_layers
 from scaling.parallel.mesh import batch_sharding, make_mesh
 from scaling.runs import Placement, Run, run_from_dict, run_id, run_to_dict
 from scaling.specs import to_dict
-from scaling.training import profiling, records
+from scaling.training import hosts, profiling, records
 from scaling.training.checkpoints import Checkpoints
 from scaling.training.distribute import place_rows
-from scaling.training.evaluation import evaluate, rows_at_a_time
+from scaling.training.evaluation import evaluate, row_multiple, rows_at_a_time
+from scaling.training.log_line import Pace, memory_line
+from scaling.training.preflight import check_vocabulary, first_params, placed
 from scaling.training.result import Losses, make_result, mfu
 from scaling.training.schedules import learning_rates
 from scaling.training.step import Program, State, make_program
@@ -53,72 +56,67 @@ def train(
     start: Path | None = None,
     trackers: Sequence[str] = (),
     profile_steps: int = 0,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Trains `run` in `directory`, from its last checkpoint if there is one, and returns what stands in result.json.
 
     stores: at least those of `run.stores`, by content id. report: called after each logged step. stopping: asked after
-    each step; once true, the state is saved and StoppedError raised. start: where the parameters are that the run
-    starts from, if it names any. trackers: where its numbers are written besides. profile_steps: how many of its steps
-    to profile. Raises InputError for a placement, a store or parameters that do not fit, and
+    each step; once true, the state is saved and StoppedError raised (with several processes, once true on any, a step
+    later). start: where the parameters are that the run starts from, if it names any. trackers: where its numbers are
+    written besides. profile_steps: how many of its steps to profile. say: told in a line the memory of the compiled
+    step, and each logged step. Raises InputError for a placement, a store or parameters that do not fit, and
     RunFailedError when a loss is not finite; the reason is then in failure.json, and the checkpoints are from before.
+
+    Of several processes, all return and raise the same, and process 0 alone reports, says and writes; but for the
+    checkpoints, which need a directory that all of them share.
     """
+    result = hosts.told(lambda: _recorded(run, directory))
+    if result is not None:
+        return result
+
+    def prepared() -> tuple[dict[str, np.ndarray], Any, Program]:
+        windows = eval_windows(stores, run.data)
+        check_vocabulary(run, stores)
+        params = first_params(run, placement, start)
+        hosts.check_devices(placement.devices)
+        return windows, params, make_program(run, placement, make_mesh(placement))
+
+    windows, params, program = hosts.together(prepared)
+    with _begun(run, placement, directory):
+        with jax.set_mesh(program.mesh), Checkpoints(directory / "checkpoints") as checkpoints:
+            trainer = _Trainer(run, placement, stores, directory, program, checkpoints, windows, params, say)
+            losses = trainer.train(report, stopping, trackers, profile_steps)
+
+        def recorded() -> dict[str, Any]:
+            result = make_result(run, placement, stores, losses, dict(trainer.clock.seconds))
+            write_json(directory / "result.json", result)
+            (directory / "failure.json").unlink(missing_ok=True)
+            return result
+
+        return hosts.told(recorded)
+
+
+def _recorded(run: Run, directory: pathlib.Path) -> dict[str, Any] | None:
+    """The result that a directory holds, if any. Raises InputError if the directory is that of another run."""
     run_path, result_path = directory / "run.json", directory / "result.json"
     if run_path.exists() and run_from_dict(read_json(run_path), str(run_path)) != run:
         raise InputError("holds another run", where=str(directory), do="give another --workdir")
-    if result_path.exists():
-        return read_json(result_path)
-    windows = eval_windows(stores, run.data)
-    check_vocabulary(run, stores)
-    first_params = _first_params(run, placement, start)
-    mesh = make_mesh(placement)
-    program = make_program(run, placement, mesh)
-    make_directory(directory)
-    with _locked(directory):
-        write_json(run_path, run_to_dict(run))
-        write_json(directory / "placement.json", to_dict(placement))
-        with jax.set_mesh(mesh), Checkpoints(directory / "checkpoints") as checkpoints:
-            trainer = _Trainer(run, placement, stores, directory, program, checkpoints, windows, first_params)
-            losses = trainer.train(report, stopping, trackers, profile_steps)
-        result = make_result(run, placement, stores, losses, dict(trainer.clock.seconds))
-        write_json(result_path, result)
-        (directory / "failure.json").unlink(missing_ok=True)
-    return result
+    return read_json(result_path) if result_path.exists() else None
 
 
-def check_vocabulary(run: Run, stores: Stores) -> None:
-    """Raises InputError if a token of a store is beyond the model's vocabulary, or if the stores' tokens differ."""
-    read = [stores[name] for name in run.stores]
-    for store in read:
-        if store.vocab_size > run.model.vocab_size:
-            raise InputError(f"model.vocab_size={run.model.vocab_size} is below the store's {store.vocab_size}")
-        if store.tokenizer != read[0].tokenizer:
-            raise InputError(
-                f"its tokenizer is {store.tokenizer}, that of {read[0].path} is {read[0].tokenizer}",
-                str(store.path),
-                "all texts of a run need one tokenizer",
-            )
+@contextlib.contextmanager
+def _begun(run: Run, placement: Placement, directory: pathlib.Path) -> Iterator[None]:
+    """Holds the run's directory for its processes: locked, and with what is trained there and where in its files."""
+    with contextlib.ExitStack() as held:
 
+        def begin() -> None:
+            make_directory(directory)
+            held.enter_context(_locked(directory))
+            write_json(directory / "run.json", run_to_dict(run))
+            write_json(directory / "placement.json", to_dict(placement))
 
-def _first_params(run: Run, placement: Placement, start: Path | None) -> Any:
-    """The parameters that a run names as its start, None for a run that starts from an initialisation."""
-    if (run.start is None) != (start is None):
-        said = "none was given" if start is None else f"{start} was given"
-        raise InputError(
-            f"the run starts from parameters {run.start}, and {said}", do="--start=DIRECTORY of params.json"
-        )
-    if start is None:
-        return None
-    params = start_params(start, run.model, run.start)
-    return params if placement.scan_layers else unstack_layers(params)
-
-
-def _placed(params: Any, abstract_params: Any) -> Any:
-    """Arrays of the host, laid out over devices as abstract ones say."""
-
-    def place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
-        return jax.make_array_from_callback(like.shape, like.sharding, lambda part: array[part])
-
-    return jax.tree.map(place, params, abstract_params)
+        hosts.told(begin)
+        yield
 
 
 @contextlib.contextmanager
@@ -144,30 +142,34 @@ class _Trainer:
         program: Program,
         checkpoints: Checkpoints,
         windows: dict[str, np.ndarray],
-        first_params: Any,
+        params: Any,
+        say: Callable[[str], None],
     ):
         self.run, self.stores, self.directory = run, stores, directory
         self.program, self.checkpoints, self.windows = program, checkpoints, windows
-        self.first_params, self.devices = first_params, placement.devices
+        self.first_params, self.devices = params, placement.devices
+        self.writes, self.say, self.votes = hosts.writes(), say, hosts.Votes(program.mesh)
         self.rows = batch_sharding(program.mesh)
         self.rates = learning_rates(run)
         self.log_every = max(1, math.ceil(run.steps / LOGGED_LINES))
         self.eval_steps = set(evaluation_steps(run))
-        self.eval_rows = rows_at_a_time(
-            run.data.eval_windows, run.data.sequence_length, placement.data * placement.fsdp
-        )
+        self.eval_rows = rows_at_a_time(run.data.eval_windows, run.data.sequence_length, row_multiple(placement))
         self.clock = records.Clock({})
         self.track: Track = lambda step, values: None
 
     def train(
         self, report: Report, stopping: Callable[[], bool], trackers: Sequence[str], profile_steps: int
     ) -> Losses:
-        """Runs all steps that are left, watched. Returns the final held-out losses."""
+        """Runs all steps that are left, watched by process 0. Returns the final held-out losses."""
         start, state = self.restored_or_new()
+        if not self.writes:
+            report, trackers, profile_steps = (lambda done, steps: None), (), 0
         with (
-            open_trackers(trackers, self.run, self.directory, start) as self.track,
+            contextlib.ExitStack() as opened,
             profiling.profile_steps(self.directory, start + profiling.WARM_UP, profile_steps) as profile,
         ):
+            opening = open_trackers(trackers, self.run, self.directory, start)
+            self.track = hosts.together(lambda: opened.enter_context(opening))
             return self.steps_from(start, state, report, stopping, profile)
 
     def steps_from(
@@ -176,6 +178,7 @@ class _Trainer:
         """The steps from one on."""
         run = self.run
         step, window_losses = self.compiled()
+        self.pace = Pace(run, self.devices, start, self.clock.seconds)
         saved_at = time.perf_counter()
         pending = None  # (steps done, metrics) of the step that is still running
         final = None
@@ -187,9 +190,9 @@ class _Trainer:
                 # Reading the metrics of the step before, while this one runs, keeps host and device both busy.
                 self.read(pending)
                 pending = (done, metrics)
-            stop, logged = stopping(), done % self.log_every == 0 or done == run.steps
-            traced = profile.due(done, logged and done < run.steps)
-            due = time.perf_counter() - saved_at > CHECKPOINT_SECONDS
+            stop, due = self.votes.ask(stopping(), time.perf_counter() - saved_at > CHECKPOINT_SECONDS)
+            logged = done % self.log_every == 0 or done == run.steps
+            traced = profile.due(done, logged and done < run.steps and self.writes)
             if done in self.eval_steps or stop or due or traced:
                 with self.clock.measure("train"):
                     self.read(pending)  # nothing is evaluated or kept whose loss was not seen to be finite
@@ -201,12 +204,14 @@ class _Trainer:
             if done == run.steps or stop or due:
                 self.save(done, state)
                 saved_at = time.perf_counter()
+                self.votes.forget()
             if logged:
                 report(done, run.steps)
             if stop and done < run.steps:
                 raise StoppedError(f"{run_id(run)} at step {done} of {run.steps}; its state is saved")
         if final is None:  # the checkpoint was of the last step: the run was stopped before its result was written
-            records.cut_back(self.directory / "metrics.jsonl", run.steps, evaluations_from=run.steps)
+            if self.writes:
+                records.cut_back(self.directory / "metrics.jsonl", run.steps, evaluations_from=run.steps)
             final = self.evaluate(window_losses, state, run.steps)
         return final
 
@@ -219,11 +224,11 @@ class _Trainer:
             with self.clock.measure("compile"):
                 state = self.program.init(jax.random.key(self.run.seed))
                 if self.first_params is not None:
-                    state = state._replace(params=_placed(self.first_params, self.program.abstract_state.params))
+                    state = state._replace(params=placed(self.first_params, self.program.abstract_state.params))
         else:
             start, state, progress = restored
             self.clock = records.Clock(progress["seconds"])
-        for name in ("metrics.jsonl", "timing.jsonl"):
+        for name in ("metrics.jsonl", "timing.jsonl") if self.writes else ():
             records.cut_back(self.directory / name, start)
         return start, state
 
@@ -237,6 +242,8 @@ class _Trainer:
         with self.clock.measure("compile"):
             step = self.program.step.lower(state, tokens_BxM, lr).compile()
             window_losses = self.program.window_losses.lower(state.params, tokens_RxM).compile()
+        if self.writes:
+            self.say(memory_line(step))
         return step, window_losses
 
     def batch(self, k: int) -> jax.Array:
@@ -257,7 +264,8 @@ class _Trainer:
     def refuse_infinite(self, done: int, values: dict[str, float]) -> None:
         if not all(map(math.isfinite, values.values())):
             reason = f"step {done} of {self.run.steps}: " + ", ".join(f"{k} {v}" for k, v in values.items())
-            write_json(self.directory / "failure.json", {"reason": reason, "step": done, "final": True})
+            if self.writes:
+                write_json(self.directory / "failure.json", {"reason": reason, "step": done, "final": True})
             raise RunFailedError(f"{run_id(self.run)}: {reason}")
 
     def evaluate(self, window_losses: Callable[..., jax.Array], state: State, done: int) -> Losses:
@@ -275,14 +283,17 @@ class _Trainer:
             self.checkpoints.save(done, state, {"seconds": dict(self.clock.seconds)})
 
     def log(self, done: int, record: dict[str, Any]) -> None:
-        tokens = done * self.run.batch_tokens
+        if not self.writes:
+            return
+        tokens, seconds = done * self.run.batch_tokens, self.clock.so_far()
         records.append(self.directory / "metrics.jsonl", {"step": done, "tokens": tokens, **record})
-        seconds = self.clock.seconds
         rate = tokens / seconds["train"] if seconds["train"] else None
         memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         flops_per_second = rate and rate * flops_per_token(self.run.model, self.run.data.sequence_length)
         self.track(done, tracked(record, rate, flops_per_second and mfu(flops_per_second, self.devices)))
-        timing = {"step": done, "seconds": dict(seconds)}
+        timing = {"step": done, "seconds": seconds}
         records.append(
             self.directory / "timing.jsonl", {**timing, "tokens_per_second": rate, "peak_memory_bytes": memory}
         )
+        if "loss" in record:
+            self.say(self.pace.line(done, record["loss"], seconds))

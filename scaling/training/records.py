@@ -53,11 +53,18 @@ class Clock:
 
     def __init__(self, seconds: dict[str, float]):
         self.seconds = defaultdict(float, seconds)
+        self._since: dict[str, float] = {}
 
     @contextmanager
     def measure(self, what: str) -> Iterator[None]:
-        start = time.perf_counter()
+        self._since[what] = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[what] += time.perf_counter() - start
+            self.seconds[what] += time.perf_counter() - self._since.pop(what)
+
+    def so_far(self) -> dict[str, float]:
+        """The seconds up to now, of what is being measured too."""
+        now = time.perf_counter()
+        running = {what: self.seconds[what] + now - since for what, since in self._since.items()}
+        return {**self.seconds, **running}

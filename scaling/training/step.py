@@ -155,7 +155,9 @@ def _program(
         tokens_AxbxM = constrain(layout, tokens_AxbxM, None, "batch", None)
 
         def add(total: Any, tokens_bxM: jax.Array) -> tuple[Any, None]:
-            sums, grads = gradient(params, tokens_bxM)
+            # The barrier keeps XLA from moving the sums over devices out of the loop, which its TPU compiler tries, and
+            # fails at (libtpu 0.0.42: RET_CHECK in while_loop_all_reduce_code_motion).
+            sums, grads = jax.lax.optimization_barrier(gradient(params, tokens_bxM))
             return (jax.tree.map(jnp.add, total[0], sums), laid_out(jax.tree.map(jnp.add, total[1], grads))), None
 
         sums = jax.eval_shape(gradient, params, tokens_AxbxM[0])[0]

@@ -213,4 +213,4 @@ def test_devices_of_absent_hardware_are_those_of_the_topology(text):
     assert number == topology.devices
     assert any(kind.startswith(known) for known in topology.chip.kinds)
     assert platform == {"tpu": "tpu", "cuda": "gpu"}[topology.chip.platform]
-    assert slices == topology.slices
+    assert slices == topology.data_slices

@@ -53,9 +53,9 @@ def test_power_and_price_follow_from_what_the_docstring_says():
 
 def test_a_plan_needs_no_jax():
     """All that a plan imports from here; JAX alone takes seconds, and an accelerator."""
+    parts = ("chips", "topology", "memory", "wires", "roofline", "placements", "costs")
     code = (
-        "import sys, scaling.parallel.chips, scaling.parallel.topology, scaling.parallel.memory\n"
-        "import scaling.parallel.roofline, scaling.parallel.placements, scaling.parallel.costs\n"
+        f"import sys, {', '.join(f'scaling.parallel.{part}' for part in parts)}\n"
         "found = {'jax', 'jaxlib', 'flax', 'numpy'} & sys.modules.keys()\n"
         "assert not found, found\n"
     )

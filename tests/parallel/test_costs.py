@@ -3,7 +3,7 @@
 import pytest
 
 from scaling.errors import InputError
-from scaling.parallel.costs import FREE, Cost, cost_of
+from scaling.parallel.costs import Cost, cost_of
 from scaling.parallel.topology import parse_topology
 from scaling.runs import DataSpec, ModelShape, OptimizerSpec, Run, ScheduleSpec
 
@@ -23,11 +23,6 @@ def test_prices_and_powers_are_settings():
     cost = cost_of(RUN, parse_topology("h100:8"), 1.0, price=2.0, watts=1000)
     assert cost == Cost(0.5, 4.0, 4.0, 8.0)
     assert cost_of(RUN, parse_topology("h100:8"), 1.0, price=0, watts=0) == Cost(0.5, 4.0, 0.0, 0.0)
-
-
-def test_costs_add_up():
-    cost = Cost(1.0, 8.0, 5.6, 55.0)
-    assert sum([cost, cost], FREE) == Cost(2.0, 16.0, 11.2, 110.0)
 
 
 @pytest.mark.parametrize("setting", ["price", "watts"])

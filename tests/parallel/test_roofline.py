@@ -13,10 +13,10 @@ from scaling.parallel.roofline import (
     communication,
     estimate_step,
     executed_flops,
-    wires,
     work_of,
 )
 from scaling.parallel.topology import parse_topology
+from scaling.parallel.wires import wires
 from scaling.runs import DataSpec, ModelShape, OptimizerSpec, Placement, Run, ScheduleSpec
 
 SHAPE = ModelShape(4096, 32, 32, 16384, 32000)
@@ -115,6 +115,9 @@ def test_zero_stages_send_less_the_less_they_cut():
         ("v5p:2x2x1", Placement(fsdp=4), "fsdp", 2 * 100e9),
         ("4xv5e:16x16", Placement(data=4, fsdp=256), "data", 3.125e9),  # between slices
         ("4xv5e:16x16", Placement(data=16, fsdp=64), "data", 50e9),  # within one, before that
+        ("tpu7x:2x2x1", Placement(fsdp=8), "fsdp", 2 * 100e9),  # the two devices of a chip share its links
+        ("tpu7x:2x2x1", Placement(fsdp=4, tensor=2), "tensor", 6 * 100e9),  # from one to the other
+        ("tpu7x:2x2x1", Placement(fsdp=4, tensor=2), "fsdp", 2 * 100e9 / 2),
         ("h100:8", Placement(fsdp=8), "fsdp", 450e9),
         ("h100:64", Placement(fsdp=64), "fsdp", 400e9),  # eight network cards a node
         ("h100:64", Placement(fsdp=8, tensor=8), "fsdp", 50e9),  # each has its own card

@@ -4,7 +4,7 @@ import pytest
 
 from scaling.errors import InputError
 from scaling.parallel.chips import CHIPS
-from scaling.parallel.topology import of_at_least, parse_topology, slice_shapes
+from scaling.parallel.topology import of_the_same_chips, parse_topology, slice_shapes
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,9 @@ def test_every_slice_that_is_offered_is_read_as_itself():
 
 
 def test_larger_ones_of_the_same_kind_come_from_the_smallest_on():
-    texts = [topology.text for topology in of_at_least(parse_topology("2xv5e:4x4"))]
+    texts = [topology.text for topology in of_the_same_chips(parse_topology("2xv5e:4x4"))]
     assert texts == [f"2xv5e:{shape}" for shape in ["1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"]]
-    assert [topology.chips for topology in of_at_least(parse_topology("h100:8"))][:5] == [1, 2, 4, 8, 16]
-    sizes = [topology.chips for topology in of_at_least(parse_topology("v5p:4x4x4"))]
+    assert [topology.chips for topology in of_the_same_chips(parse_topology("h100:8"))][:5] == [1, 2, 4, 8, 16]
+    sizes = [topology.chips for topology in of_the_same_chips(parse_topology("v5p:4x4x4"))]
     assert sizes == sorted(sizes)
     assert sizes[:4] == [4, 8, 16, 32]

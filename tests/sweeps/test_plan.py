@@ -1,9 +1,26 @@
+import dataclasses
+
 import pytest
 
-from scaling.models.counts import counts
+from scaling.errors import InputError
+from scaling.models.counts import counts, parameters
+from scaling.parallel.chips import GIB
+from scaling.parallel.placements import choose
+from scaling.parallel.topology import parse_topology
+from scaling.runs import Placement, run_from_dict
+from scaling.specs import from_dict, to_dict
+from scaling.sweeps import plan
 from scaling.sweeps.cells import all_stores
 from scaling.sweeps.grid import make_grid
-from scaling.sweeps.plan import plan_rows
+from scaling.sweeps.plan import Planned, placement_columns, placement_words, plan_rows, program_of, select, totals
+
+V5E = parse_topology("v5e:4x4")
+
+
+@pytest.fixture(scope="module")
+def large(make_config, make_texts):
+    """The cells of a study at the scale of 1e8 to 3e9 parameters."""
+    return make_grid(make_config("large"), make_texts(1e15, 32_000))[0]
 
 
 def test_a_row_a_cell_with_what_it_will_compute(make_config, make_texts):
@@ -23,6 +40,7 @@ def test_a_row_a_cell_with_what_it_will_compute(make_config, make_texts):
         # 15,624 windows of 64 tokens and their targets are what 1e6 tokens hold
         assert row["epochs"] == pytest.approx(row["D"] / (15_624 * 64 + 64), rel=1e-4)
         assert row["unique_tokens"] == min(row["D"], (1_000_000 - 1) // 64 * 64)
+        assert run_from_dict(row["run_spec"]) == run
 
 
 def test_the_state_is_sixteen_bytes_a_parameter(make_config, make_texts):
@@ -31,3 +49,119 @@ def test_the_state_is_sixteen_bytes_a_parameter(make_config, make_texts):
     cells, _ = make_grid(make_config("large", grid__budgets=(4e19,), grid__sizes=4), texts)
     for row in plan_rows(cells, all_stores(texts)):
         assert row["state_gib_est"] == pytest.approx(119.2 * row["N"] / 8e9, rel=1e-3)
+
+
+def test_cells_are_selected_by_their_beginning_or_by_their_size(large):
+    sizes = [parameters(cell.run.model).N for cell in large]
+    one = large[3]
+    assert select(large, [one.id]) == [one]
+    width = one.id.split("-")[0]
+    assert one in select(large, [width])
+    assert all(cell.id.startswith(width) for cell in select(large, [width]))
+    smallest = f"{min(sizes) / 1e6:.0f}M"
+    assert select(large, [smallest]) == [cell for cell, N in zip(large, sizes, strict=True) if N == min(sizes)]
+    assert select(large, [large[2].id, large[0].id]) == [large[0], large[2]]  # in the order of the sweep
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("16b", "no cell of about 16b (sizes are "),
+        ("0m", "no cell of about 0m"),
+        ("d64x", "no cell is called 'd64x' ("),
+        ("", "no cell is called ''"),
+    ],
+)
+def test_a_name_without_a_cell_is_refused(large, name, fault):
+    with pytest.raises(InputError) as error:
+        select(large, [name])
+    assert fault in str(error.value)
+
+
+def test_runs_of_one_program_differ_in_steps_rate_and_seed_alone(large):
+    run = large[0].run
+    same = dataclasses.replace(run, seed=7, steps=run.steps + 1, optimizer=dataclasses.replace(run.optimizer, b1=0.8))
+    assert program_of(same) == program_of(run)
+    for change in ({"batch_size": 2 * run.batch_size}, {"precision": "bf16"}, {"z_loss": 0.1}):
+        assert program_of(dataclasses.replace(run, **change)) != program_of(run)
+    longer = dataclasses.replace(run.data, sequence_length=2 * run.data.sequence_length)
+    assert program_of(dataclasses.replace(run, data=longer)) != program_of(run)
+
+
+def test_what_a_topology_adds_to_a_row(large):
+    """Hours are steps of the estimated length; kWh and dollars are chip-hours by what a chip takes."""
+    run = large[0].run
+    best = choose(run, V5E)[0]
+    planned = plan.estimated(run, V5E)
+    assert planned == Planned(best)
+    row = placement_columns(run, planned, V5E, price=2.0, watts=250.0)
+    assert from_dict(Placement, row["placement"]) == best.placement
+    assert row["memory_gib_est"] == best.memory.total / GIB
+    assert row["hours_est"] == run.steps * best.step.seconds / 3600
+    assert row["chip_hours_est"] == 16 * row["hours_est"]
+    assert row["kwh_est"] == pytest.approx(row["chip_hours_est"] / 4)
+    assert row["cost_est"] == 2 * row["chip_hours_est"]
+    assert row["proof"] is row["fault"] is None
+    # MFU is the run's own FLOPs over what the chips could have done in that time
+    flops = counts(run.model, run.data.sequence_length, run.tokens)["C"]
+    assert row["mfu_est"] == pytest.approx(flops / (row["chip_hours_est"] * 3600 * 197e12))
+
+
+def test_a_run_that_fits_nowhere_has_a_row_that_says_so(large):
+    run = dataclasses.replace(large[-1].run, model=dataclasses.replace(large[-1].run.model, n_layers=256))
+    planned = plan.estimated(run, V5E)
+    assert planned.candidate is None
+    row = placement_columns(run, planned, V5E, None, None)
+    assert "the least that would hold it is" in row["fault"]
+    assert row["placement"] is row["hours_est"] is row["proof"] is None
+
+
+def test_what_the_compiler_refuses_is_told_with_what_was_tried(large, monkeypatch):
+    refusal = {"tried": [{"placement": {}, "fits": False}], "reason": "Mosaic failed"}
+    monkeypatch.setattr(plan, "first_that_fits", lambda *arguments: (None, refusal))
+    planned = plan.proved(large[0].run, V5E, list)
+    assert planned.candidate is None
+    row = placement_columns(large[0].run, planned, V5E, None, None)
+    assert row["fault"] == "the compiler refuses all 1 placements tried; the last: Mosaic failed"
+    assert row["tried"] == refusal["tried"]
+
+
+def test_the_candidate_that_the_compiler_accepts_is_the_plan(large, monkeypatch):
+    """Also where it is not the first."""
+    run = large[0].run
+    second = choose(run, V5E)[1]
+    monkeypatch.setattr(plan, "first_that_fits", lambda run, candidates, *rest: (candidates[1], {"fits": True}))
+    planned = plan.proved(run, V5E, list)
+    assert planned == Planned(second, {"fits": True})
+    row = placement_columns(run, planned, V5E, None, None)
+    assert row["placement"] == to_dict(second.placement)
+    assert row["proof"] == {"fits": True}
+
+
+@pytest.mark.parametrize(
+    ("placement", "words"),
+    [
+        ({}, "one device, 64 a shard"),
+        ({"fsdp": 16, "remat": "full"}, "fsdp 16, 4 a shard, remat full"),
+        ({"data": 2, "fsdp": 4, "zero": 1, "microbatch": 16}, "data 2 x fsdp 4, ZeRO 1, 2 x 4 a shard"),
+        ({"tensor": 8, "kernels": "plain"}, "tensor 8, 64 a shard, plain kernels"),
+    ],
+)
+def test_a_placement_in_words(large, placement, words):
+    run = dataclasses.replace(large[0].run, batch_size=64)
+    assert placement_words(Placement(**placement), run) == words
+
+
+def test_totals_are_over_what_fits():
+    fits = {"C": 1.0, "D": 2.0, "placement": {}, "hours_est": 3.0, "chip_hours_est": 4.0, "kwh_est": 5.0, "cost_est": 6}
+    nowhere = {"C": 10.0, "D": 20.0, **plan.UNPLACED}
+    assert totals([fits, fits, nowhere]) == {
+        "cells": 3,
+        "C": 12.0,
+        "D": 24.0,
+        "hours_est": 6.0,
+        "chip_hours_est": 8.0,
+        "kwh_est": 10.0,
+        "cost_est": 12,
+    }
+    assert totals([nowhere]) == {"cells": 1, "C": 10.0, "D": 20.0}

@@ -15,7 +15,7 @@ from scaling.parallel.mesh import batch_sharding, make_mesh
 from scaling.runs import Placement, run_from_dict, run_id
 from scaling.training import loop
 from scaling.training.checkpoints import Checkpoints
-from scaling.training.evaluation import evaluate, rows_at_a_time
+from scaling.training.evaluation import evaluate, row_multiple, rows_at_a_time
 from scaling.training.loop import evaluation_steps, train
 from scaling.training.records import read_lines
 from scaling.training.schedules import learning_rates
@@ -246,6 +246,14 @@ def test_progress_is_reported_after_each_logged_step(run, stores, tmp_path):
     assert reports == [(k, 4) for k in range(1, 5)]
 
 
+def test_statistics_of_the_routers_are_logged(run, stores, tmp_path):
+    routed = dataclasses.replace(run, steps=2, model=dataclasses.replace(run.model, n_experts=2))
+    train(routed, Placement(expert=2), stores, tmp_path)
+    lines = [line for line in read_lines(tmp_path / "metrics.jsonl") if "loss" in line]
+    assert len(lines) == 2
+    assert all({"router_balance", "router_load_max", "router_dropped"} <= line.keys() for line in lines)
+
+
 def diverging(run, **options):
     """A rate that throws the parameters out of fp32's range at once."""
     optimizer, schedule = (
@@ -307,6 +315,20 @@ def test_evaluation_does_not_depend_on_the_windows_at_a_time(run, stores, finish
     result = read_json(finished / "result.json")
     assert math.isclose(loss, result["loss"], rel_tol=1e-6)
     assert math.isclose(stderr, result["loss_stderr"], rel_tol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("placement", "multiple"),
+    [
+        (Placement(), 1),
+        (Placement(data=2, fsdp=2, expert=2, tensor=2, context=2), 8),
+        (Placement(data=2, microbatch=4), 2),  # accumulation is of training alone
+        (Placement(data=2, stage=2, microbatch=4), 4),
+        (Placement(data=2, stage=2), 2),
+    ],
+)
+def test_the_parts_that_evaluated_windows_fill(placement, multiple):
+    assert row_multiple(placement) == multiple
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,137 @@
+"""A plan as training uses it: the placement of each cell, and whether the hardware here is what it was planned for.
+
+plan.json is what `python -m tools.plan --topology= --out=plan.json` writes: a cell a run, with the run itself, its
+placement, and the memory that it takes on a device, estimated or, with --aot, as the compiler has it.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from scaling.errors import InputError, nearest
+from scaling.files import Path, read_json
+from scaling.parallel.chips import CHIPS
+from scaling.parallel.topology import Topology, parse_topology
+from scaling.runs import Placement, Run, run_from_dict, run_id
+from scaling.specs import from_dict, require
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A run, where the plan puts it, and the GiB that it takes there on a device (None: the plan does not say).
+
+    words: the placement, to be read.
+    """
+
+    run: Run
+    placement: Placement
+    words: str
+    topology: Topology
+    estimated_gib: float | None
+    compiled_gib: float | None  # the peak that the compiler has proved
+
+    @property
+    def needed_gib(self) -> float | None:
+        return self.estimated_gib if self.compiled_gib is None else self.compiled_gib
+
+
+def read_plan(path: Path) -> dict[str, Planned]:
+    """The cells of a plan that it has found a place for, by run. Raises InputError if the file is no plan, or one
+    without placements."""
+    values = read_json(path)
+    said = isinstance(values, dict) and isinstance(values.get("cells"), list)
+    require(said, "is no plan", "python -m tools.plan --topology= --out= writes one", str(path))
+    cells = [cell for cell in values["cells"] if cell.get("placement") is not None]
+    require(bool(cells) and bool(values.get("topology")), "places no cell", "plan with --topology=", str(path))
+    topology = parse_topology(values["topology"])
+    return {cell["run"]: _planned(cell, topology, f"{path}: {cell['run']}") for cell in cells}
+
+
+def _planned(cell: Mapping[str, Any], topology: Topology, where: str) -> Planned:
+    missing = [name for name in ("run_spec", "placed") if name not in cell]
+    require(not missing, f"has no {', '.join(missing)}", "plan again with this version", where)
+    run = run_from_dict(cell["run_spec"], where)
+    require(run_id(run) == cell["run"], f"its run_spec is that of {run_id(run)}", "plan again", where)
+    proof = cell.get("proof") or {}
+    return Planned(
+        run,
+        from_dict(Placement, cell["placement"], where),
+        cell["placed"],
+        topology,
+        cell.get("memory_gib_est"),
+        proof.get("peak_gib"),
+    )
+
+
+def find_cell(plan: Mapping[str, Planned], name: str, where: str = "") -> Planned:
+    """The cell whose run is `name`, or begins with it as no other does. Raises InputError for none and for several."""
+    found = [run for run in plan if run.startswith(name)] if name not in plan else [name]
+    if not found:
+        raise InputError(f"--cell={name} is not placed in the plan", where, nearest(name, plan))
+    require(len(found) == 1, f"--cell={name} begins {len(found)} runs: {', '.join(found)}", "give more of it", where)
+    return plan[found[0]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """The devices of all processes. memory: bytes that the backend grants one of them; None if it does not say."""
+
+    kind: str
+    devices: int
+    slices: int
+    memory: int | None
+
+
+def hardware() -> Hardware:
+    """What is here. Starts JAX's backend."""
+    import jax  # here: a plan is read without it
+
+    from scaling.training.log_line import device_bytes
+
+    devices = jax.devices()
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    return Hardware(devices[0].device_kind, len(devices), slices, device_bytes())
+
+
+def check_hardware(topology: Topology, needed_gib: float | None, here: Hardware) -> None:
+    """Raises InputError, with what was planned and what is here side by side, if a run cannot be expected to train here
+    as planned: other chips, another number of devices or slices, or devices that grant less memory than it takes.
+
+    Memory is compared where both are known.
+    """
+    compared = [
+        ("chip", topology.chip.name, _chip_of(here.kind)),
+        ("devices", topology.devices, here.devices),
+        ("slices", topology.data_slices, here.slices),
+    ]
+    sides = [(f"{what} {planned} planned, {found} here", planned == found) for what, planned, found in compared]
+    if needed_gib is not None and here.memory is not None:
+        granted = here.memory / GIB
+        sides.append((f"GiB per device {needed_gib:.4g} needed, {granted:.4g} here", needed_gib <= granted))
+    require(
+        all(same for _, same in sides),
+        "the hardware is not what was planned: " + "; ".join(side for side, _ in sides),
+        "tools.plan --topology= plans for other hardware",
+    )
+
+
+def planned_lines(planned: Planned, here: Hardware) -> tuple[str, str]:
+    """What was planned, and what is here: devices, and memory of each."""
+    estimated = "no estimate" if planned.estimated_gib is None else f"{planned.estimated_gib:.4g} estimated"
+    compiled = "not compiled" if planned.compiled_gib is None else f"{planned.compiled_gib:.4g} at the compiled peak"
+    slices = f" in {here.slices} slices" if here.slices > 1 else ""
+    memory = "unknown, as this backend does not say" if here.memory is None else f"{here.memory / GIB:.4g}"
+    return (
+        f"planned for {planned.topology.text}: {planned.words}; GiB per device: {estimated}, {compiled}",
+        f"here are {here.devices} x {here.kind}{slices}; GiB per device: {memory}",
+    )
+
+
+def _chip_of(kind: str) -> str:
+    """The chip of a device kind, the kind itself if it is none of ours."""
+    if kind.lower() == "cpu":
+        return "cpu"
+    named = {start: chip.name for chip in CHIPS.values() for start in chip.kinds if kind.startswith(start)}
+    return named[max(named, key=len)] if named else kind
