@@ -51,19 +51,18 @@ def gathered(w: jax.Array, axes: Axes, dtype: Any, layout: Layout | None) -> jax
     """
     if layout is None:
         return w.astype(dtype)
-    # Behind the barrier, as XLA would else cast the weights of all layers at once, before the first of them is used.
-    w = jax.lax.with_sharding_constraint(jax.lax.optimization_barrier(w).astype(dtype), layout.stored(axes))
+    w = jax.lax.with_sharding_constraint(w.astype(dtype), layout.stored(axes))
     return jax.lax.with_sharding_constraint(w, spec(without_embed(axes)))
 
 
-def _gathered_forward(w: jax.Array, axes: Axes, dtype: Any, layout: Layout | None) -> tuple[jax.Array, None]:
-    return gathered(w, axes, dtype, layout), None
+def _gathered_forward(w: jax.Array, axes: Axes, dtype: Any, layout: Layout | None) -> tuple[jax.Array, jax.Array]:
+    return gathered(w, axes, dtype, layout), jnp.zeros((0,), w.dtype)  # an array, as types alone cannot be kept
 
 
-def _gathered_backward(axes: Axes, dtype: Any, layout: Layout | None, _: None, g: jax.Array) -> tuple[jax.Array]:
+def _gathered_backward(axes: Axes, dtype: Any, layout: Layout | None, like: jax.Array, g: jax.Array) -> tuple[Any]:
     if layout is not None:
         g = jax.lax.with_sharding_constraint(g, layout.gradient(axes))
-    return (g.astype(jnp.float32),)
+    return (g.astype(like.dtype),)
 
 
 gathered.defvjp(_gathered_forward, _gathered_backward)

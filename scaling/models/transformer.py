@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from scaling.models.attention import attention, balanced_order, rotary_tables, rotate
+from scaling.models.embedding import look_up
 from scaling.models.module import PLAIN, Module, Norm, fan_in, residual_init
 from scaling.models.moe import Experts
 from scaling.models.pipeline import pipeline, tied
@@ -89,26 +90,6 @@ class Block(Module):
         return self.constrain(x_BxLxD, "batch", "residual", None), stats
 
 
-@jax.custom_vjp
-def look_up(table_VxD: jax.Array, tokens_BxL: jax.Array) -> jax.Array:
-    """The rows of a table, B x L x D. Gradients of a row add up in fp32: a frequent token has thousands of them, of
-    which bf16, with its 8 bits, would lose all but the first few hundred."""
-    return jnp.take(table_VxD, tokens_BxL, axis=0)
-
-
-def _look_up_forward(table_VxD: jax.Array, tokens_BxL: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return look_up(table_VxD, tokens_BxL), (tokens_BxL, table_VxD[:, 0])
-
-
-def _look_up_backward(saved: tuple[jax.Array, jax.Array], g_BxLxD: jax.Array) -> tuple[jax.Array, None]:
-    tokens_BxL, column_V = saved
-    zero_VxD = jnp.zeros((len(column_V), g_BxLxD.shape[-1]), jnp.float32)
-    return zero_VxD.at[tokens_BxL].add(g_BxLxD.astype(jnp.float32)).astype(column_V.dtype), None
-
-
-look_up.defvjp(_look_up_forward, _look_up_backward)
-
-
 class Transformer(Module):
     """Tokens B x L -> (final hidden states B x L x D, statistics of the routers, N each).
 
@@ -143,7 +124,7 @@ class Transformer(Module):
         self.final_norm = Norm(*self.common)
 
     def __call__(self, tokens_BxL: jax.Array) -> tuple[jax.Array, Stats]:
-        x_BxLxD = look_up(self.embedding_VxD, tokens_BxL)
+        x_BxLxD = look_up(self.embedding_VxD, tokens_BxL, self.layout)
         positions_L = balanced_order(tokens_BxL.shape[1], self.layout.context if self.layout else 1)
         rotary = None
         if self.shape.positions == "learned":

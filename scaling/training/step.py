@@ -126,7 +126,8 @@ def _program(
 
     boxed_params = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
     axes = jax.tree.map(lambda box: box.names, boxed_params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
-    optimizer = make_optimizer(optimizer_spec, decay_mask(boxed_params))
+    matrices = decay_mask(boxed_params)
+    optimizer = make_optimizer(optimizer_spec, matrices)
 
     def boxed_state(key: jax.Array) -> State:
         params = init_params(model, key)
@@ -141,9 +142,17 @@ def _program(
         return jax.tree.map(lambda g, names: jax.lax.with_sharding_constraint(g, layout.gradient(names)), grads, axes)
 
     def gradient(params: Any, tokens_BxM: jax.Array) -> tuple[Sums, Any]:
+        """In the type that each parameter has."""
         loss = functools.partial(summed_loss, model, z_loss=z_loss, chunk=placement.loss_chunk)
         (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, tokens_BxM)
         return sums, laid_out(grads)
+
+    def cast(params: Any) -> Any:
+        """Matrices in the compute type, once for all that use them. Their gradients, which are made in that type, then
+        wait in it until the last layer's is there. Vectors, and a router, whose second axis has no name, stay fp32."""
+        return jax.tree.map(
+            lambda p, matrix, names: p.astype(dtype) if matrix and None not in names else p, params, matrices, axes
+        )
 
     def accumulated(params: Any, tokens_BxM: jax.Array) -> tuple[Sums, Any]:
         B, M = tokens_BxM.shape
@@ -161,13 +170,14 @@ def _program(
             return (jax.tree.map(jnp.add, total[0], sums), laid_out(jax.tree.map(jnp.add, total[1], grads))), None
 
         sums = jax.eval_shape(gradient, params, tokens_AxbxM[0])[0]
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums), laid_out(jax.tree.map(jnp.zeros_like, params))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (sums, params))
+        zero = zero[0], laid_out(zero[1])
         return jax.lax.scan(add, zero, tokens_AxbxM)[0]
 
     def step(state: State, tokens_BxM: jax.Array, lr: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-        sums, grads = accumulated(state.params, tokens_BxM)
+        sums, grads = accumulated(cast(state.params), tokens_BxM)
         sequences, targets = len(tokens_BxM), tokens_BxM[:, 1:].size
-        grads = jax.tree.map(lambda g: g / targets, grads)
+        grads = jax.tree.map(lambda g: g.astype(jnp.float32) / targets, grads)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
         per_router = jax.tree.map(lambda x: x / (sequences * shape.n_layers), sums.stats)
