@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from scaling.models.axes import Layout, constrain, spec
+from scaling.models.axes import Layout, constrain, on_each_device, spec
 from scaling.runs import ModelShape
 
 Kernel = Literal["plain", "splash", "cudnn"]
@@ -156,9 +156,8 @@ def _cudnn(q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, lay
     if layout is not None and layout.context > 1:
         raise ValueError("the cudnn kernel has no mask for a part of a sequence")
     flash = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
-    if layout is None:
-        return flash(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK)
-    return _each_device(flash, (spec(_AXES),) * 3)(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK)
+    own = spec(_AXES)
+    return on_each_device(flash, layout, (own, own, own), own)(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK)
 
 
 def _splash(q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, layout: Layout | None) -> jax.Array:
@@ -170,15 +169,9 @@ def _splash(q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, la
     # Its tables of which blocks to visit are cut along with the queries; they are the same for every head.
     parts = jax.sharding.AbstractMesh((layout.context,), ("context",))
     kernel_spec = kernel.manual_sharding_spec(jax.sharding.NamedSharding(parts, jax.P(None, "context")))
-    here = functools.partial(_splash_here, context=layout.context)
-    return _each_device(here, (kernel_spec, *(spec(_AXES),) * 3))(kernel, q_BxLxHxK, k_BxLxGxK, v_BxLxGxK)
-
-
-def _each_device(f: Any, in_specs: Any) -> Any:
-    """f on each device's own part; within a pipeline, which is such a region over `stage`, over the other axes."""
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = set(mesh.axis_names) - set(mesh.manual_axes)
-    return jax.shard_map(f, in_specs=in_specs, out_specs=spec(_AXES), axis_names=axes, check_vma=False)
+    here, own = functools.partial(_splash_here, context=layout.context), spec(_AXES)
+    spread = on_each_device(here, layout, (kernel_spec, own, own, own), own)
+    return spread(kernel, q_BxLxHxK, k_BxLxGxK, v_BxLxGxK)
 
 
 def _splash_here(

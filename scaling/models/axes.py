@@ -6,6 +6,8 @@ axis; this table refuses them.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
@@ -79,3 +81,16 @@ def without_embed(axes: Axes) -> Axes:
 def constrain(layout: Layout | None, x: jax.Array, *axes: str | None) -> jax.Array:
     """`layout.constrain`; without a layout, on one device, nothing."""
     return x if layout is None else layout.constrain(x, *axes)
+
+
+def on_each_device(f: Callable[..., Any], layout: Layout | None, arguments: Any, results: Any) -> Callable[..., Any]:
+    """f of arrays laid out by the specs `arguments`, as each device computes it on its own parts; what devices send to
+    each other, f says. `results` are the specs of what it returns. Without a layout, f itself.
+
+    Within a pipeline, which is such a region over `stage`, it is one over the other axes.
+    """
+    if layout is None:
+        return f
+    mesh = jax.sharding.get_abstract_mesh()
+    free = set(mesh.axis_names) - set(mesh.manual_axes)
+    return jax.shard_map(f, in_specs=arguments, out_specs=results, axis_names=free, check_vma=False)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scaling.models.axes import RULES, Layout, spec
+from scaling.models.axes import RULES, Layout, on_each_device, spec
 
 MAX_LOGITS = 2**22  # of a sequence at a time, in fp32 16 MiB
 TOKENS = (*RULES["batch"], *RULES["length"])  # the mesh axes over which tokens are dealt
@@ -52,7 +52,7 @@ def token_nll(
 ) -> jax.Array:
     """-log p(target) of every token, B x L in nats, in fp32. For evaluation: a gradient would keep all logits."""
     losses = functools.partial(_losses, C=_own_chunk(hidden_BxLxD, head_DxV, chunk, layout))
-    return _on_each_device(losses, layout, spec(("batch", "length")))(hidden_BxLxD, head_DxV, targets_BxL)
+    return _spread(losses, layout, spec(("batch", "length")))(hidden_BxLxD, head_DxV, targets_BxL)
 
 
 def _forward(
@@ -67,7 +67,7 @@ def _forward(
     C = _own_chunk(hidden_BxLxD, head_DxV, chunk, layout)
     both = functools.partial(_sums_and_gradients, C=C, z_loss=z_loss)
     results = (spec(()), spec(())), (spec(("batch", "residual", None)), spec(("embed", "vocab")))
-    return _on_each_device(both, layout, results)(hidden_BxLxD, head_DxV, targets_BxL)
+    return _spread(both, layout, results)(hidden_BxLxD, head_DxV, targets_BxL)
 
 
 def _backward(
@@ -88,13 +88,11 @@ def _own_chunk(hidden_BxLxD: jax.Array, head_DxV: jax.Array, chunk: int | None, 
     return max(size for size in range(1, most + 1) if L // parts % size == 0)
 
 
-def _on_each_device(f: Callable[..., Any], layout: Layout | None, results: Any) -> Callable[..., Any]:
+def _spread(f: Callable[..., Any], layout: Layout | None, results: Any) -> Callable[..., Any]:
     """f(hidden, head, targets) on each device's part; it is told over which mesh axes the words are dealt."""
-    if layout is None:
-        return functools.partial(f, words=())
     arguments = spec(("batch", "length", None)), spec((None, "vocab")), spec(("batch", "length"))
-    here = functools.partial(f, words=RULES["vocab"])
-    return jax.shard_map(here, in_specs=arguments, out_specs=results, check_vma=False)
+    here = functools.partial(f, words=RULES["vocab"] if layout else ())
+    return on_each_device(here, layout, arguments, results)
 
 
 # What follows sees one device's part: B, L and V are the sequences, positions and words that fall to it, and C is its
@@ -123,7 +121,9 @@ def _sums_and_gradients(
         loss += jnp.sum(nll_BxC + z_loss * jnp.square(log_z_BxC))
         # The derivative by the logits is (1 + 2 z_loss log Z) e / Z, less 1 at the target. What a token's words have in
         # common is taken out: they are many, and every operation on all of them counts.
-        common_BxC = (1 + 2 * z_loss * log_z_BxC) / part.z_BxC
+        slope_BxC = 1 + 2 * z_loss * log_z_BxC
+        slope_BxC = jnp.where(slope_BxC == 0, 1e-6, slope_BxC)  # it is divided by, and 1e-6 is as good as 0
+        common_BxC = slope_BxC / part.z_BxC
         at_target_BxC = jnp.exp(part.target_BxC - part.top_BxC) - 1 / common_BxC
         hit_BxCxV = _own_words(y_BxC, head_DxV, words)[..., None] == jnp.arange(head_DxV.shape[1])
         grad_BxCxV = jnp.where(hit_BxCxV, at_target_BxC[..., None], part.e_BxCxV).astype(dtype)

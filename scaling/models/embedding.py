@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from scaling.models.axes import RULES, Layout, spec
+from scaling.models.axes import RULES, Layout, on_each_device, spec
 
 OTHERS = tuple(axis for axis in (*RULES["batch"], *RULES["length"]) if axis != "fsdp")  # that tokens are dealt over
 
@@ -26,9 +26,7 @@ def look_up(table_VxD: jax.Array, tokens_BxL: jax.Array, layout: Layout | None) 
     if layout is None:
         return jnp.take(table_VxD, tokens_BxL, axis=0)
     arguments = spec(("vocab", None)), spec(("batch", "length"))
-    return jax.shard_map(_rows, in_specs=arguments, out_specs=spec(("batch", "residual", None)), check_vma=False)(
-        table_VxD, tokens_BxL
-    )
+    return on_each_device(_rows, layout, arguments, spec(("batch", "residual", None)))(table_VxD, tokens_BxL)
 
 
 def _forward(
@@ -44,7 +42,7 @@ def _backward(layout: Layout | None, saved: tuple[jax.Array, jax.Array], g_BxLxD
     if layout is None:
         return zero_VxD.at[tokens_BxL].add(g_BxLxD.astype(jnp.float32)).astype(like_Vx0.dtype), None
     arguments = spec(("vocab", None)), spec(("batch", "length")), spec(("batch", "residual", None))
-    summed = jax.shard_map(_summed, in_specs=arguments, out_specs=spec(("vocab", "embed")), check_vma=False)
+    summed = on_each_device(_summed, layout, arguments, spec(("vocab", "embed")))
     return summed(zero_VxD, tokens_BxL, g_BxLxD).astype(like_Vx0.dtype), None
 
 

@@ -68,6 +68,12 @@ def _gathered_backward(axes: Axes, dtype: Any, layout: Layout | None, like: jax.
 gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
+def shifted(x: jax.Array, shift: jax.Array) -> jax.Array:
+    """x plus what is the same for many tokens, in the type of x. In fp32 in between, as then the gradient of the shift
+    is, a sum over all these tokens: bf16, with its 8 bits, would lose all but the first few hundred of them."""
+    return (x.astype(jnp.float32) + shift.astype(jnp.float32)).astype(x.dtype)
+
+
 class Module(nn.Module):
     """A part of the model. layout: how its arrays lie on the mesh that is set; None on one device."""
 
@@ -99,7 +105,7 @@ class Module(nn.Module):
         if not self.shape.biases:
             return y
         each = y.shape[2:]
-        return y + self.weight(f"{name}_bias", nn.initializers.zeros, **{axis: math.prod(each)}).reshape(each)
+        return shifted(y, self.weight(f"{name}_bias", nn.initializers.zeros, **{axis: math.prod(each)}).reshape(each))
 
 
 class Norm(Module):

@@ -13,7 +13,6 @@ token and a choice, C rows that an expert has for a sequence, P parts of a seque
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,7 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from scaling.models.attention import balanced_order
-from scaling.models.axes import Layout, constrain, spec
+from scaling.models.axes import Layout, constrain, on_each_device, spec
 from scaling.models.counts import expert_rows
 from scaling.models.grouped_matmul import grouped_matmul
 from scaling.models.module import Module, fan_in, gathered, residual_init
@@ -51,7 +50,6 @@ class Experts(Module):
         x_BxLxD = self.constrain(x_BxLxD, *STREAM)
         logits_BxLxE = self.constrain(router_logits(x_BxLxD, router_DxE), *STREAM)
         choice_BxLxJ, gate_BxLxJ, stats_B = route(logits_BxLxE, s.experts_per_token)
-        gate_BxLxJ = gate_BxLxJ.astype(self.dtype)
         rows = expert_rows(s, x_BxLxD.shape[1])
         if rows is None:
             kernel = self.kernels.grouped_matmul
@@ -131,10 +129,10 @@ def with_capacity(
         y_BxExCxD = feed_forward(x_BxExCxD, w, lambda x, w_ExIxO: jnp.einsum("beci,eio->beco", x, w_ExIxO))
         y_BxRxD = _exchange(y_BxExCxD, 0, 1, layout).reshape(B, E * C, -1)
         y_BxLxJxD = jax.vmap(take)(y_BxRxD, row_BxLxJ, pair_BxR[..., None])
-        return _scatter(jnp.sum(gate_BxLxJ[..., None] * y_BxLxJxD, axis=2), ("context", "tensor"), 1, layout)
+        return _scatter(weighted(gate_BxLxJ, y_BxLxJxD), ("context", "tensor"), 1, layout)
 
     whole, part = spec(("batch", None, None)), spec(("batch", "length", None, None))
-    spread = _spread(body, (spec(STREAM), whole, part, part, _specs(w)), layout)
+    spread = on_each_device(body, layout, (spec(STREAM), whole, part, part, _specs(w)), spec(STREAM))
     return spread(x_BxLxD, gate_BxLxJ, row_BxPxLxJ, pair_BxPxExC, w), dropped_B
 
 
@@ -190,12 +188,11 @@ def dropless(
         x_RxD = take(x_BxLxD.reshape(B * L, D), pair_R // J, row_TxJ)
         y_RxD = feed_forward(x_RxD, w, lambda x, w_ExIxO: grouped_matmul(x, w_ExIxO, sizes_E, kernel))
         y_BxLxJxD = take(y_RxD, row_TxJ, pair_R[:, None]).reshape(B, L, J, D)  # rows of no expert here are zero
-        y_BxLxD = jnp.sum(gate_BxLxJ[..., None] * y_BxLxJxD, axis=2)
-        return _scatter(_scatter(y_BxLxD, "expert", 0, layout), "tensor", 1, layout)
+        return _scatter(_scatter(weighted(gate_BxLxJ, y_BxLxJxD), "expert", 0, layout), "tensor", 1, layout)
 
     routed = spec(("routed_batch", "length", None))
     specs = (spec(STREAM), routed, routed, spec(("experts",)), _specs(w))
-    return _spread(body, specs, layout)(x_BxLxD, choice_BxLxJ, gate_BxLxJ, own_E, w)
+    return on_each_device(body, layout, specs, spec(STREAM))(x_BxLxD, choice_BxLxJ, gate_BxLxJ, own_E, w)
 
 
 def feed_forward(x: jax.Array, w: Matrices, multiply: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
@@ -210,6 +207,29 @@ def feed_forward(x: jax.Array, w: Matrices, multiply: Callable[[jax.Array, jax.A
     h = product(x, "up")
     h = h * jax.nn.silu(product(x, "gate")) if "gate" in w else jax.nn.gelu(h)
     return product(h, "down")
+
+
+@jax.custom_vjp
+def weighted(gate_BxLxJ: jax.Array, y_BxLxJxD: jax.Array) -> jax.Array:
+    """The sum over a token's choices of its results, each times its fp32 weight, in the type of the results.
+
+    The gradient of a weight, which is all that a router learns from the loss, is a sum over D, in fp32. Derived, it
+    would be one in the type of the results, or keep them in fp32 for it.
+    """
+    return jnp.sum(gate_BxLxJ[..., None] * y_BxLxJxD, axis=2).astype(y_BxLxJxD.dtype)
+
+
+def _weighted_forward(gate_BxLxJ: jax.Array, y_BxLxJxD: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return weighted(gate_BxLxJ, y_BxLxJxD), (gate_BxLxJ, y_BxLxJxD)
+
+
+def _weighted_backward(saved: tuple[jax.Array, jax.Array], g_BxLxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    gate_BxLxJ, y_BxLxJxD = saved
+    g_BxLx1xD = g_BxLxD[:, :, None].astype(jnp.float32)
+    return jnp.sum(g_BxLx1xD * y_BxLxJxD, axis=-1), (gate_BxLxJ[..., None] * g_BxLx1xD).astype(y_BxLxJxD.dtype)
+
+
+weighted.defvjp(_weighted_forward, _weighted_backward)
 
 
 @jax.custom_vjp
@@ -236,16 +256,6 @@ take.defvjp(_take_forward, _take_backward)
 
 def _specs(w: Matrices) -> dict[str, PartitionSpec]:
     return {name: spec(("experts", "mlp", None) if name == "down" else ("experts", None, "mlp")) for name in w}
-
-
-def _spread(body: Callable[..., jax.Array], specs: tuple[Any, ...], layout: Layout | None) -> Callable[..., jax.Array]:
-    """A function of arrays laid out by `specs`, as each device computes it on its own parts, but for what `_gather`,
-    `_scatter` and `_exchange` send. Inside of the pipeline `stage` is taken already, and the other axes are not."""
-    if layout is None:
-        return body
-    mesh = jax.sharding.get_abstract_mesh()
-    free = set(mesh.axis_names) - set(mesh.manual_axes)
-    return jax.shard_map(body, in_specs=specs, out_specs=spec(STREAM), axis_names=free, check_vma=False)
 
 
 def _alone(mesh_axes: str | tuple[str, ...], layout: Layout | None) -> bool:

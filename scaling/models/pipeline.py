@@ -4,10 +4,10 @@ Plain GPipe (Huang et al. 2019, section 2.2): each of S stages holds N / S conse
 takes microbatch t, and every other one what the stage before it made at step t - 1; after A + S - 1 steps the last
 stage has made all A microbatches. Autodiff runs the steps backwards and turns every send round.
 
-What it costs: each stage is idle in S - 1 of the A + S - 1 steps (`bubble`). Each step sends one microbatch of the
-residual stream to the next stage, and in the backward pass its gradient to the one before. The result, which only the
-last stage has, reaches the others by one all-reduce of the batch, and so does the gradient of the input, which only the
-first stage has.
+What it costs: each stage is idle in S - 1 of the A + S - 1 steps, the bubble (section 2.3 there). Each step sends one
+microbatch of the residual stream to the next stage, and in the backward pass its gradient to the one before. The
+result, which only the last stage has, reaches the others by one all-reduce of the batch, and so does the gradient of
+the input, which only the first stage has.
 """
 
 from collections.abc import Callable
@@ -94,8 +94,3 @@ def tied(layer: Layer) -> Layer:
         return layer(*jax.lax.optimization_barrier((params, x_bxLxD)))
 
     return waiting
-
-
-def bubble(stages: int, microbatches: int) -> float:
-    """The part of a step in which a stage is idle: (S - 1) / (A + S - 1) (Huang et al. 2019, section 2.3)."""
-    return (stages - 1) / (microbatches + stages - 1)

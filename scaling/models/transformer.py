@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from scaling.models.attention import attention, balanced_order, rotary_tables, rotate
 from scaling.models.embedding import look_up
-from scaling.models.module import PLAIN, Module, Norm, fan_in, residual_init
+from scaling.models.module import PLAIN, Module, Norm, fan_in, residual_init, shifted
 from scaling.models.moe import Experts
 from scaling.models.pipeline import pipeline, tied
 from scaling.models.remat import remat_policy
@@ -128,7 +128,7 @@ class Transformer(Module):
         positions_L = balanced_order(tokens_BxL.shape[1], self.layout.context if self.layout else 1)
         rotary = None
         if self.shape.positions == "learned":
-            x_BxLxD = x_BxLxD + self.positions_LxD[positions_L]
+            x_BxLxD = shifted(x_BxLxD, self.positions_LxD[positions_L])
         else:
             rotary = rotary_tables(positions_L, self.shape.head_size, self.shape.rotary_base)
         x_BxLxD = self.constrain(x_BxLxD, "batch", "residual", None)

@@ -1,5 +1,6 @@
 """The device mesh of a placement, and the shardings of a model's parameters and batches on it."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ def _grid(placement: Placement, devices: list[jax.Device]) -> np.ndarray:
     left = slices
     for axis in ("data", "stage"):
         k = MESH_AXES.index(axis)
-        across[k] = np.gcd(left, shape[k])
+        across[k] = math.gcd(left, shape[k])
         left //= across[k]
     if left > 1:
         raise InputError(

@@ -84,6 +84,19 @@ def test_large_logits_do_not_overflow():
     assert np.isfinite(loss)
 
 
+def test_the_gradient_where_that_of_log_z_vanishes():
+    """One word with a logit of -1: of -logit + log Z + log(Z)^2 / 2, with log Z = -1, only -1 is left."""
+    one_1x1x1, target_1x1 = jnp.ones((1, 1, 1)), jnp.zeros((1, 1), jnp.int32)
+
+    def loss(hidden_1x1x1, head_1x1):
+        return summed_cross_entropy(hidden_1x1x1, head_1x1, target_1x1, 0.5, 1, None)[0]
+
+    value, (hidden_grad, head_grad) = jax.value_and_grad(loss, argnums=(0, 1))(one_1x1x1, -one_1x1x1[0])
+    assert float(value) == 0.5
+    assert math.isclose(hidden_grad.item(), 1.0, rel_tol=2e-6)  # what the smallest slope is off by, and rounding
+    assert math.isclose(head_grad.item(), -1.0, rel_tol=2e-6)
+
+
 def test_the_gradient_of_a_head_in_bf16_is_summed_in_fp32():
     """Its error is that of one rounding, however many tokens there are; each token's own gradient is rounded too."""
     rounded = [np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32) for x in arrays()[:2]]
@@ -150,7 +163,8 @@ def test_the_gradient_of_the_head_is_summed_over_devices_once():
 
 @pytest.mark.parametrize(
     ("length", "vocab_size", "chunk"),
-    [(2048, 32_768, 128), (2048, 1024, 2048), (24, 2**21, 2), (7, 2**21, 1), (8, 2**23, 1)],
+    [(2048, 32_768, 128), (2048, 2048, 2048), (2048, 2049, 1024), (64, 257, 64), (100, 2**21, 2), (7, 2**23, 1)],
 )
-def test_the_chunk_that_fits_sixteen_mebibytes(length, vocab_size, chunk):
+def test_the_chunk_is_the_largest_whose_logits_fit_sixteen_mebibytes(length, vocab_size, chunk):
     assert whole_chunk(length, vocab_size) == chunk
+    assert chunk * vocab_size * 4 <= 2**24 or chunk == 1

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 from scaling.errors import InputError
 from scaling.models.axes import Layout, constrain, spec
-from scaling.models.pipeline import bubble, pipeline, tied
+from scaling.models.pipeline import pipeline, tied
 from scaling.runs import MESH_AXES
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -191,9 +191,3 @@ def test_weights_are_gathered_layer_by_layer():
 def test_what_does_not_divide_is_refused(stages, microbatches):
     with pytest.raises(InputError, match=r"^3 .* do not divide 8 "):
         pipeline(layer_of(None), *inputs(), stages, microbatches, Layout())
-
-
-def test_bubble():
-    assert bubble(stages=1, microbatches=4) == 0
-    assert bubble(stages=4, microbatches=1) == 3 / 4
-    assert bubble(stages=4, microbatches=12) == 3 / 15

@@ -10,6 +10,7 @@ import pytest
 from flax import linen as nn
 
 from scaling.models.attention import causal_attention, rotary_tables, rotate
+from scaling.models.module import shifted
 from scaling.models.parameter_files import flatten, unflatten
 from scaling.models.transformer import Transformer, abstract_params, init_params
 from scaling.runs import ModelShape
@@ -227,6 +228,14 @@ def test_biases_start_at_zero_and_do_not_decay():
     assert {name for name, yes in flatten(decay_mask(abstract_params(shape))).items() if not yes} == {
         name for name in params if name in biases or "norm" in name
     }
+
+
+def test_the_gradient_of_a_shift_is_summed_in_fp32():
+    """Over 65,536 tokens, each with a gradient of 1: in bf16, where 257 is no number, the sum would end too early."""
+    x_BxLxD = jnp.zeros((16, 4096, 2), jnp.bfloat16)
+    gradient_D = jax.jit(jax.grad(lambda shift_D: jnp.sum(shifted(x_BxLxD, shift_D), dtype=jnp.float32)))(x_BxLxD[0, 0])
+    assert gradient_D.dtype == jnp.bfloat16
+    assert gradient_D.tolist() == [65536, 65536]
 
 
 def test_learned_positions_and_rotary_ones_see_the_order():

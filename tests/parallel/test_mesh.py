@@ -26,8 +26,6 @@ OPTIMIZER = OptimizerSpec(peak_lr=0.01, eps=1e-3)
 RUN = Run(SHAPE, DataSpec("store", L, 2), B, 10, OPTIMIZER, ScheduleSpec("cosine", 1), z_loss=1e-3)
 STEPS = 3
 MESHES = {
-    "data 8": Placement(data=8),
-    "fsdp 8": Placement(fsdp=8),
     "2 x 2 x 2": Placement(data=2, fsdp=2, tensor=2),
     "fsdp 2 x tensor 4, remat, chunks": Placement(fsdp=2, tensor=4, remat="full", loss_chunk=1),
     "data 2 x tensor 4, microbatches": Placement(data=2, tensor=4, microbatch=4),
@@ -91,20 +89,39 @@ def test_the_initialisation_does_not_depend_on_the_mesh():
         np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=2.0**-22)
 
 
-def test_parameters_and_optimizer_state_are_sharded_as_stored():
-    """Each device holds its eighth of every matrix over fsdp x tensor, in the state that a step returns as well."""
-    placement = Placement(fsdp=4, tensor=2)
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_parameters_and_optimizer_state_are_sharded_as_stored(zero):
+    """Over fsdp 4 x tensor 2, each device holds its eighth of the moments of every matrix, and under ZeRO 3 of the
+    matrix, else half of that; in the state that a step returns as well."""
+    placement = Placement(fsdp=4, tensor=2, zero=zero)
     mesh = make_mesh(placement)
     program = make_program(RUN, placement, mesh)
     with jax.set_mesh(mesh):
         state, _ = program.step(initial_state(program), tokens_of(0), np.float32(0.01))
     boxed = abstract_params(SHAPE)
-    for tree in (state.params, state.optimizer[1].mu, state.optimizer[1].nu):
+    adam = state.optimizer[1]
+    for tree, shards in ((state.params, 8 if zero == 3 else 2), (adam.mu, 8), (adam.nu, 8)):
         for x, box in zip(
             jax.tree.leaves(tree), jax.tree.leaves(boxed, is_leaf=lambda b: hasattr(b, "names")), strict=True
         ):
-            share = 8 if len(set(box.names) - {"layers"}) > 1 else 1  # scales and biases are replicated
+            share = shards if len(set(box.names) - {"layers"}) > 1 else 1  # scales and biases are replicated
             assert x.addressable_shards[0].data.size * share == x.size, box.names
+
+
+@pytest.mark.parametrize(("zero", "whole"), [(1, 2), (2, 1), (3, 0)])
+def test_a_zero_stage_keeps_whole_what_it_says(zero, whole):
+    """Of the two N x D x F that the compiled loops of forward, backward and accumulation carry, the parameters of all
+    layers and their gradient: under ZeRO 1 a device has the whole of both, under 2 of the parameters, under 3 of none.
+    """
+    placement = Placement(fsdp=4, zero=zero, microbatch=4, remat="full")
+    mesh = make_mesh(placement)
+    program = make_program(RUN, placement, mesh)
+    tokens_BxM, lr = jax.ShapeDtypeStruct((B, L + 1), np.int32), jax.ShapeDtypeStruct((), np.float32)
+    with jax.set_mesh(mesh):
+        text = program.step.lower(program.abstract_state, tokens_BxM, lr).compile().as_text()
+    loops = [line.split(" while(")[0] for line in text.splitlines() if " while(" in line]
+    assert max(carried.count("f32[2,32,64]") for carried in loops) == whole
+    assert max(carried.count("f32[2,32,64]") + carried.count("f32[2,8,64]") for carried in loops) == 2
 
 
 def fresh_program(mesh):

@@ -8,10 +8,11 @@ import pytest
 from flax import linen as nn
 
 from scaling.models import cross_entropy
-from scaling.models.cross_entropy import whole_chunk
+from scaling.models.module import Kernels
 from scaling.models.transformer import Transformer, abstract_params
 from scaling.parallel.mesh import make_mesh
 from scaling.runs import DataSpec, ModelShape, OptimizerSpec, Placement, Run, ScheduleSpec
+from scaling.training import step as step_module
 from scaling.training.optimizer import decay_mask
 from scaling.training.step import State, make_program, summed_loss, token_losses
 
@@ -132,15 +133,6 @@ def test_chunked_loss_equals_plain_loss(chunk, shape):
     assert_close(gradient(params, chunk), gradient(params, L))
 
 
-@pytest.mark.parametrize(
-    ("length", "vocab_size", "chunk"),
-    [(64, 257, 64), (2048, 2048, 2048), (2048, 2049, 1024), (2048, 32_000, 128), (100, 2**21, 2), (7, 2**23, 1)],
-)
-def test_the_vocabulary_decides_the_chunk(length, vocab_size, chunk):
-    assert whole_chunk(length, vocab_size) == chunk
-    assert chunk * vocab_size <= cross_entropy.MAX_LOGITS or chunk == 1
-
-
 def test_a_large_vocabulary_is_chunked_unasked(monkeypatch):
     monkeypatch.setattr(cross_entropy, "MAX_LOGITS", 2 * SHAPE.vocab_size)
     text = str(jax.make_jaxpr(lambda p: mean_loss(SHAPE, p))(params_of(SHAPE)))
@@ -226,6 +218,64 @@ def test_the_rate_scales_the_update():
 
     assert not np.any(moved(0.0))
     np.testing.assert_allclose(moved(2.0), 2 * moved(1.0), rtol=1e-4, atol=1e-6)  # of parameters of about 1, in fp32
+
+
+def equations(jaxpr):
+    """Of a jaxpr, and of those inside it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            yield from equations(inner) if hasattr(inner, "eqns") else ()
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """The equations of a step of a model with experts, in some precision and with some kernels."""
+
+    def trace(precision, kernels):
+        monkeypatch.setattr(step_module, "kernels_of", lambda *_: kernels)
+        step_module._program.cache_clear()
+        shape = ModelShape(256, 2, 4, 256, 512, activation="swiglu", n_experts=3, experts_per_token=2)
+        run = dataclasses.replace(run_of(shape, precision=precision), data=DataSpec("store", 128, 2))
+        program = program_of(run)
+        tokens_BxM = jax.ShapeDtypeStruct((B, 129), np.int32)
+        return list(equations(jax.make_jaxpr(program.step)(program.abstract_state, tokens_BxM, LR).jaxpr))
+
+    yield trace
+    step_module._program.cache_clear()  # no other test is to meet these programs
+
+
+@pytest.mark.parametrize("kernels", [Kernels(), Kernels("splash", "megablox")], ids=["plain", "of TPUs"])
+def test_fp32_is_fp32_in_every_product(kernels, traced):
+    """Accelerators multiply fp32 as bf16 or TF32 unless told so: also within the kernels, and in the backward pass."""
+    found = traced("fp32", kernels)
+    products = [equation for equation in found if "dot" in equation.primitive.name]
+    assert {str(equation.params["precision"]) for equation in products} == {"(Precision.HIGHEST, Precision.HIGHEST)"}
+    assert any(equation.primitive.name == "pallas_call" for equation in found) == (kernels != Kernels())
+
+
+def test_bf16_is_of_matrices_and_not_of_norms_and_routers(traced):
+    """By the parameters, N x ..., that are cast: of two layers, all matrices but the router's, 256 x 3; no scale."""
+    cast = {
+        equation.outvars[0].aval.shape
+        for equation in traced("bf16", Kernels())
+        if equation.primitive.name == "convert_element_type" and equation.outvars[0].aval.dtype == jnp.bfloat16
+    }
+    attention, experts, tables = {(2, 256, 4, 64), (2, 4, 64, 256)}, {(2, 3, 256, 256)}, {(512, 256), (256, 512)}
+    assert attention | experts | tables <= cast
+    assert not {(2, 256, 3), (256, 3), (2, 256), (256,)} & cast
+
+
+@pytest.mark.parametrize("options", [{"biases": True}, {"n_experts": 3, "experts_per_token": 2}], ids=str)
+def test_no_sum_is_in_bf16(options):
+    """The gradients of biases, of learned positions and of the experts' weights are sums over tokens or features."""
+    run = run_of(dataclasses.replace(LEARNED, activation="swiglu", **options), precision="bf16")
+    program = program_of(run)
+    step = jax.make_jaxpr(program.step)(program.abstract_state, TOKENS_BxM, LR)
+    sums = [equation for equation in equations(step.jaxpr) if equation.primitive.name == "reduce_sum"]
+    assert sums
+    assert "bfloat16" not in {equation.invars[0].aval.dtype.name for equation in sums}
 
 
 def test_bf16_keeps_the_state_in_fp32():
