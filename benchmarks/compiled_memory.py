@@ -5,8 +5,39 @@
 Chinchilla's shapes of 74M, 1.4B, 6.8B and 16B parameters, sequences of 2048 and V 32000 in bf16, trained as the recipe
 `chinchilla` says on 20 tokens a parameter, but with at least a sequence a chip. For each the placement is that of
 tools.plan --aot: the fastest of those whose estimate fits, compiled; where it does not fit, the next, up to six.
-Predicted and compiled are those of the first choice; its error is predicted / compiled - 1. A row is a compilation of
-20 to 100 s, and is kept in the file, so that the benchmark goes on where it was stopped.
+Predicted and compiled are those of the first choice; its error is predicted / compiled - 1. A row is a compilation, and
+is kept in the file, so that the benchmark goes on where it was stopped.
+
+Result (2 shared cores, jax 0.10.2, libtpu 0.0.42.1 and jax-cuda12-plugin 0.10.2, 15 minutes):
+
+    | N | topology | batch | first choice | GiB predicted | GiB compiled | error | fits | compile s | RSS GiB |
+    | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+    | 0.0901B | v5e:16x16 | 256 | data 2 x fsdp 128, 1 a shard | 1.22 | 1.15 | +6% | yes | 13 | 1.4 |
+    | 1.39B | v5e:16x16 | 512 | fsdp 256, 1 x 2 a shard | 8.14 | 8.17 | -0% | yes | 20 | 1.6 |
+    | 6.4B | v5e:16x16 | 2048 | fsdp 256, 2 x 4 a shard, remat dots | 11.40 | 11.45 | -0% | yes | 34 | 1.9 |
+    | 15.1B | v5e:16x16 | 4096 | fsdp 256, 1 x 16 a shard, remat dots | 10.90 | 11.22 | -3% | yes | 27 | 1.8 |
+    | 0.0901B | v5p:4x4x4 | 128 | data 2 x fsdp 32, 2 a shard | 2.34 | 2.31 | +1% | yes | 40 | 1.6 |
+    | 1.39B | v5p:4x4x4 | 512 | data 2 x fsdp 32, 8 a shard | 62.96 | 63.03 | -0% | yes | 73 | 1.6 |
+    | 6.4B | v5p:4x4x4 | 2048 | data 2 x fsdp 32, 2 x 16 a shard | 47.47 | 46.81 | +1% | yes | 57 | 1.5 |
+    | 15.1B | v5p:4x4x4 | 4096 | data 2 x fsdp 32, 2 x 32 a shard | 82.31 | 81.68 | +1% | yes | 21 | 1.7 |
+    | 0.0901B | v6e:16x16 | 256 | data 2 x fsdp 128, 1 a shard | 1.22 | 1.15 | +6% | yes | 71 | 1.5 |
+    | 1.39B | v6e:16x16 | 512 | fsdp 256, 2 a shard | 15.80 | 15.94 | -1% | yes | 91 | 1.8 |
+    | 6.4B | v6e:16x16 | 2048 | fsdp 256, 4 x 2 a shard, remat dots | 21.77 | 21.74 | +0% | yes | 52 | 2.3 |
+    | 15.1B | v6e:16x16 | 4096 | fsdp 256, 2 x 8 a shard, remat dots | 19.54 | 19.15 | +2% | yes | 54 | 2.2 |
+    | 0.0901B | h100:8 | 128 | fsdp 8, 16 a shard | 16.22 | 16.19 | +0% | yes | 5 | 0.8 |
+    | 1.39B | h100:8 | 512 | fsdp 8, 4 x 16 a shard | 34.49 | 34.77 | -1% | yes | 5 | 0.8 |
+    | 6.4B | h100:8 | 2048 | fsdp 8, 2 x 128 a shard | 58.64 | 59.01 | -1% | yes | 6 | 0.9 |
+    | 15.1B | h100:8 | 4096 | fsdp 8, 2 x 256 a shard, remat dots | 53.63 | 53.73 | -0% | yes | 5 | 0.8 |
+    | 0.0901B | h100:64 | 128 | fsdp 64, 2 a shard | 2.13 | 2.17 | -2% | yes | 5 | 0.8 |
+    | 1.39B | h100:64 | 512 | fsdp 64, 8 a shard | 62.64 | 62.48 | +0% | yes | 4 | 0.8 |
+    | 6.4B | h100:64 | 2048 | fsdp 64, 2 x 16 a shard | 45.61 | 46.06 | -1% | yes | 8 | 0.8 |
+    | 15.1B | h100:64 | 4096 | fsdp 64, 4 x 16 a shard, remat dots | 40.10 | 40.25 | -0% | yes | 9 | 0.8 |
+    | 1.39B | 4xv5e:16x16 | 1024 | data 4 x fsdp 256, 1 a shard | 8.12 | 8.23 | -1% | yes | 42 | 1.9 |
+
+    The first choice fits in 21 of 21 cases; the median absolute error is 1%.
+
+What the estimate counts as alive at once was read off earlier compilations of such shapes on TPUs, so these rows are no
+fresh test there. On one shape that is not here, it is 15 % too low: tests/parallel/test_memory.py.
 """
 
 import argparse

@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
     del argv
     config = sweep_config(command.config_values(CONFIG))
     workdir = pathlib.Path(WORKDIR.value)
+    require("://" not in WORKDIR.value, "is not in a file system", "a folder on a disk", WORKDIR.value)
     if workdir.exists() and not workdir.is_dir():
         raise InputError("is not a directory", where=str(workdir))
     check_trackers(TRACKERS.value)

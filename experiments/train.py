@@ -9,6 +9,7 @@ starts the same command: with --distributed where jax finds the others itself (S
 --coordinator=HOST:PORT --processes=2 --process_id=0, and 1. They need one WORKDIR and see the same --stores.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import signal
@@ -65,6 +66,7 @@ def main(argv: list[str]) -> None:
     require(len(asked) == 1, "give either --config, --run or --plan")
     require((PLAN.value is None) == (CELL.value is None), "--plan and --cell come together")
     workdir = pathlib.Path(WORKDIR.value)
+    require("://" not in WORKDIR.value, "is not in a file system", "a folder that every host sees", WORKDIR.value)
     there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     require(there.is_dir(), "is not a directory", where=str(there))
     if DISTRIBUTED.value or any(flag.value is not None for flag in (COORDINATOR, PROCESSES, PROCESS_ID)):
@@ -96,13 +98,15 @@ def _train(task: Task, workdir: pathlib.Path) -> dict[str, Any] | None:
     # After the processes are connected: jax's own handler of SIGTERM, which `connect` puts up, would keep it from us.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with progress_bar(task.run.steps, "step", run_id(task.run)) as bar:
+    on_screen = hosts.writes() and sys.stderr.isatty()  # in a log the lines are enough
+    with progress_bar(task.run.steps, "step", run_id(task.run)) if on_screen else contextlib.nullcontext() as bar:
 
         def report(done: int, steps: int) -> None:
-            bar.update(done - bar.n)
+            if bar is not None:
+                bar.update(done - bar.n)
 
         def say(line: str) -> None:
-            if sys.stderr.isatty():
+            if bar is not None:
                 bar.write(line)  # above the bar
             else:
                 print(line, flush=True)
@@ -161,8 +165,9 @@ def _read_run(path: str) -> Run:
 def _summary(result: dict[str, Any]) -> str:
     timing = result["timing"]
     seconds = ", ".join(f"{what} {timing[f'{what}_seconds']:.1f}" for what in ("compile", "train", "evaluate", "save"))
+    active = f" ({result['N_active']:,.0f} active)" if result["N_active"] < result["N"] else ""
     return (
-        f"{result['run']}: N {result['N']:,.0f}, D {result['D']:,.0f}, C {result['C']:.3g}, held-out loss "
+        f"{result['run']}: N {result['N']:,.0f}{active}, D {result['D']:,.0f}, C {result['C']:.3g}, held-out loss "
         f"{result['loss']:.4f} nats per token\nseconds: {seconds}; {timing['flops_per_second']:.3g} FLOP/s"
         + (f", MFU {timing['mfu']:.1%}" if timing["mfu"] is not None else "")
     )

@@ -7,6 +7,7 @@ hundred starts take the time of a few, and none of them sees the flags of anothe
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -92,7 +93,7 @@ def refused(run):
 FLAGS = {
     "experiments.sweep": ("config", "workdir", "stores", "trackers", "plan", "launcher", "workers"),
     "experiments.train": ("config", "run", "plan", "cell", "[no]distributed", "coordinator", "workdir", "trackers"),
-    "tools.plan": ("config", "stores", "suppose_tokens", "out"),
+    "tools.plan": ("config", "stores", "suppose_tokens", "topology", "[no]aot", "cells", "price", "power", "out"),
     "tools.status": ("workdir", "[no]watch", "[no]all", "profile"),
     "tools.analyze": ("runs", "curves", "out", "law", "unit", "[no]thorough", "target_flops", "loss_unit"),
     "tools.compare": ("a", "b", "out", "loss_unit"),
@@ -118,6 +119,21 @@ def test_help_shows_the_command_and_its_flags(run, module):
     assert f"python -m {module} --" in output
     for flag in FLAGS[module]:
         assert f"--{flag}: " in output
+
+
+def test_every_flag_that_is_documented_exists(run):
+    """In the README and the guides, after the name of its command, a line broken by a backslash included."""
+    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in documents)
+    written: dict[str, set[str]] = {}
+    for module, flags in re.findall(
+        r"\b((?:experiments|tools)\.[a-z_]+)((?: \[?--[^`\n]*)+)", re.sub(r"\\\n *", "", text)
+    ):
+        written.setdefault(module, set()).update(re.findall(r"--(?:no)?(\w+)", flags))
+    assert {"experiments.sweep", "experiments.train", "tools.plan", "tools.analyze"} <= written.keys()
+    for module, flags in written.items():
+        known = set(re.findall(r"--(?:\[no\])?(\w+):", run(module, "--help")[1]))
+        assert flags <= known, module
 
 
 @pytest.mark.parametrize("module", FLAGS)
@@ -323,6 +339,12 @@ def test_a_workdir_that_is_a_file_is_refused(refused, tmp_path, module, config, 
     (tmp_path / "file").write_text("mine")
     assert f"{tmp_path}/file" in refused(module, config, f"--workdir={tmp_path}/file{below}")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("module", "config"), [("experiments.sweep", SMOKE), ("experiments.train", ONE)])
+def test_a_workdir_that_is_no_folder_of_a_file_system_is_refused(refused, module, config):
+    """It would become a folder called gs: of the working directory."""
+    assert "gs://bucket/runs: is not in a file system" in refused(module, config, "--workdir=gs://bucket/runs")
 
 
 def test_a_workdir_with_something_else_in_it_is_refused(refused, tmp_path):

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -24,6 +24,8 @@ from ml_collections import config_flags
 from scaling import command
 from scaling.errors import InputError
 from scaling.files import write_json
+from scaling.parallel.chips import GIB
+from scaling.parallel.roofline import COMPARED
 from scaling.parallel.topology import Topology, parse_topology
 from scaling.progress import progress_bar
 from scaling.runs import Placement, Run, run_id
@@ -48,41 +50,53 @@ PROVERS = flags.DEFINE_integer("provers", 1, "Compilations at a time.", lower_bo
 PRICE = flags.DEFINE_float("price", None, "Dollars a chip-hour, instead of the list price.", lower_bound=0)
 POWER = flags.DEFINE_float("power", None, "Watts a chip, instead of the published or estimated ones.", lower_bound=0)
 
-# How each column is printed; the JSON has all of them, unrounded.
+
+def _billions(number: float) -> str:
+    return f"{number / 1e9:.3g}B"
+
+
+def _figures(number: float) -> str:
+    """Three of them, in a plain number."""
+    return f"{float(f'{number:.3g}'):,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _dollars(number: float) -> str:
+    return f"${number:,.2f}" if number < 1000 else f"${number:,.0f}"
+
+
+# How each column is headed and printed. The JSON has all columns, unrounded, under the names that are keys here.
 COLUMNS = {
-    "variant": "{}",
-    "budget": "{:.3g}",
-    "N": "{:,.0f}",
-    "shape": "{}",
-    "D": "{:.3g}",
-    "C": "{:.3g}",
-    "tokens_per_parameter": "{:.1f}",
-    "batch_tokens": "{:,}",
-    "steps": "{:,}",
-    "peak_lr": "{:.2e}",
-    "epochs": "{:.2f}",
-    "flops_error": "{:+.2%}",
-    "state_gib_est": "{:.3g}",
+    "variant": ("variant", str),
+    "budget": ("budget", "{:.3g}".format),
+    "N": ("N", "{:,.0f}".format),
+    "shape": ("shape", str),
+    "D": ("D", "{:.3g}".format),
+    "C": ("C", "{:.3g}".format),
+    "tokens_per_parameter": ("tokens/N", "{:.1f}".format),
+    "batch_tokens": ("tokens/step", "{:,}".format),
+    "steps": ("steps", "{:,}".format),
+    "peak_lr": ("peak rate", "{:.2e}".format),
+    "epochs": ("epochs", "{:.2f}".format),
+    "flops_error": ("FLOP error", "{:+.2%}".format),
+    "state_gib_est": ("state GiB est", "{:.3g}".format),
 }
 PLACED_COLUMNS = {
-    "run": "{}",
-    "variant": "{}",
-    "budget": "{:.3g}",
-    "N": "{:,.0f}",
-    "D": "{:.3g}",
-    "batch_tokens": "{:,}",
-    "steps": "{:,}",
-    "epochs": "{:.2f}",
-    "placed": "{}",
-    "memory_gib_est": "{:.2f}",
-    "peak_gib": "{:.2f}",
-    "step_seconds_est": "{:.3g}",
-    "mfu_est": "{:.1%}",
-    "hours_est": "{:.3g}",
-    "chip_hours_est": "{:,.3g}",
-    "kwh_est": "{:,.3g}",
-    "cost_est": "${:,.2f}",
+    "run": ("run", str),
+    "variant": ("variant", str),
+    "budget": ("budget", "{:.3g}".format),
+    "N": ("N", _billions),
+    "batch_tokens": ("tokens/step", "{:,}".format),
+    "placed": ("placed", str),
+    "memory_gib_est": ("GiB est", "{:.2f}".format),
+    "peak_gib": ("GiB", "{:.2f}".format),
+    "step_seconds_est": ("step est", "{:.3g} s".format),
+    "mfu_est": ("MFU est", "{:.1%}".format),
+    "hours_est": ("hours est", _figures),
+    "chip_hours_est": ("chip-h est", _figures),
+    "kwh_est": ("kWh est", _figures),
+    "cost_est": ("$ est", _dollars),
 }
+Columns = dict[str, tuple[str, Callable[[Any], str]]]
 
 
 def main(argv: list[str]) -> None:
@@ -108,6 +122,7 @@ def main(argv: list[str]) -> None:
     else:
         rows = _placed(rows, cells, topology)
         print(_hardware(topology))
+        print(_evidence(rows, topology))
     print(_table(rows, COLUMNS if topology is None else PLACED_COLUMNS))
     for line in [*_proofs(rows), *(f"fits nowhere: {row['run']}: {row['fault']}" for row in rows if row["fault"])]:
         print(line)
@@ -175,8 +190,22 @@ def _hardware(topology: Topology) -> str:
     price = chip.dollars_an_hour if PRICE.value is None else PRICE.value
     watts = chip.watts if POWER.value is None else POWER.value
     return (
-        f"{topology.text}: {topology.chips} chips, {topology.device_memory / 2**30:.2f} GiB a device; a chip at "
+        f"{topology.text}: {topology.chips} chips, {topology.device_memory / GIB:.2f} GiB a device; a chip at "
         f"${price:g} an hour (--price) and {watts:g} W (--power). Columns that end in est are estimates."
+    )
+
+
+def _evidence(rows: Sequence[dict[str, Any]], topology: Topology) -> str:
+    """How far the times can be believed on these chips, and how many of them go beyond what anyone has published."""
+    name = topology.chip.name
+    line = "Times come from a roofline that was fitted to two published runs on TPUs (benchmarks/step_time.py)"
+    if name not in COMPARED:
+        return f"{line}; with runs on {name} it was not compared."
+    known = COMPARED[name]
+    beyond = sum(row["mfu_est"] is not None and row["mfu_est"] > known.best for row in rows)
+    return (
+        f"{line}. On {name}, where it was compared with runs of up to {known.best:.1%}, its MFUs were {known.low:+.0%} "
+        f"to {known.high:+.0%} off; it puts {beyond} of these {len(rows)} cells above {known.best:.1%}."
     )
 
 
@@ -205,20 +234,22 @@ def _totals(summed: dict[str, float], topology: Topology | None) -> str:
     line = f"{summed['cells']} cells, {summed['C']:.3g} FLOPs, {summed['D']:.3g} tokens"
     if "hours_est" not in summed:
         return line
+    hours, chip_hours, kwh = (_figures(summed[name]) for name in ("hours_est", "chip_hours_est", "kwh_est"))
     return (
-        f"{line}; estimated, one after the other on {topology.text}: {summed['hours_est']:,.3g} hours, "
-        f"{summed['chip_hours_est']:,.3g} chip-hours, {summed['kwh_est']:,.3g} kWh, ${summed['cost_est']:,.2f}"
+        f"{line}; estimated, one after the other on {topology.text}: {hours} hours, {chip_hours} chip-hours, "
+        f"{kwh} kWh, {_dollars(summed['cost_est'])}"
     )
 
 
-def _table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
+def _table(rows: Sequence[dict[str, Any]], columns: Columns) -> str:
     rows = [{**row, "peak_gib": (row["proof"] or {}).get("peak_gib")} for row in rows]
-    table = pd.DataFrame([{name: _said(row[name], form) for name, form in columns.items()} for row in rows])
+    said = [{head: _said(row[name], form) for name, (head, form) in columns.items()} for row in rows]
+    table = pd.DataFrame(said)
     return table.loc[:, (table != "").any()].to_string(index=False)
 
 
-def _said(value: Any, form: str) -> str:
-    return "" if value is None else form.format(value)
+def _said(value: Any, form: Callable[[Any], str]) -> str:
+    return "" if value is None else form(value)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ import jax
 from jax.experimental import topologies
 
 from scaling.errors import InputError
+from scaling.parallel.chips import GIB
 from scaling.parallel.topology import Topology
 
-GIB = 2**30
 EXTRA = "pip install 'scaling[aot]'"
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 

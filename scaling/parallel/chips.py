@@ -1,9 +1,11 @@
 """Accelerators as a plan needs them: peak, memory, bandwidths, power and price of one chip, with their sources. No JAX.
 
 Sources of what is published:
-- TPU: Google Cloud's pages of v4, v5e, v5p, v6e and TPU7x (peak, HBM bandwidth, ICI and data-centre bandwidth a chip);
-  the links of ICI and where a torus closes: Austin et al. 2025, "How to Scale Your Model", part 2. A page's ICI
-  bandwidth counts every link in both directions: a 2D chip has four links, a 3D chip six.
+- TPU: Google Cloud's pages of v4, v5e, v5p, v6e and TPU7x (peak, HBM bandwidth, ICI bandwidth a chip), of which newer
+  versions give some memory bandwidths in GiB, a few percent off. A page's ICI bandwidth counts every link in both
+  directions: a 2D chip has four links, a 3D chip six. Of v4: Jouppi et al. 2023, table 4, six links of 50 GB/s.
+  Data-centre bandwidth a chip, and where a torus closes: Austin et al. 2025, "How to Scale Your Model", part 2, which
+  has links 10 % slower than the pages (45 and 90 GB/s).
 - GPU: NVIDIA's data sheets of H100 and H200 SXM: NVLink 900 GB/s in both directions; one 400 Gb/s NIC a GPU as in DGX.
 - Memory of a TPU device: what its compiler grants a program, as libtpu 0.0.42 states it when one does not fit. Of a
   GPU: 0.92 of the device's, which the user has to set (XLA_PYTHON_CLIENT_MEM_FRACTION=.92; XLA's default is .75).
@@ -15,9 +17,10 @@ Power is of the accelerator alone, and only partly published:
   fp8), and from v6e by its "67 % more energy-efficient than v5e". v5p: an estimate, the power of v4 a FLOP over 1.2,
   Google's gain in carbon a FLOP.
 
-Prices are list prices on demand, in US dollars a chip-hour, as of 2025, and change: of TPUs Google Cloud in its
-cheapest region of the United States, of GPUs a machine of eight on AWS (p5, p5en) by eight. Both are settings: give
-your own.
+Prices are list prices on demand, in US dollars a chip-hour, as of 2025 and 2026, and change: of TPUs Google Cloud in
+its cheapest region of the United States, of GPUs a machine of eight on AWS by eight (p5.48xlarge at 55.04 and
+p5en.48xlarge at 63.296). They were checked against quotations of these lists, not against the lists. Power and price
+are settings: give your own.
 """
 
 import dataclasses
@@ -64,7 +67,7 @@ CHIPS = {
     chip.name: chip
     for chip in (
         Chip(
-            "v4", "tpu", ("TPU v4",), 275e12, 30.75 * GIB, 1228e9, link=45e9, network=6.25e9, torus_axes=3, ring=4,
+            "v4", "tpu", ("TPU v4",), 275e12, 30.75 * GIB, 1228e9, link=50e9, network=6.25e9, torus_axes=3, ring=4,
             largest=(16, 16, 16), watts=170, dollars_an_hour=3.22,
         ),
         Chip(

@@ -7,6 +7,7 @@ are.
 """
 
 import dataclasses
+import math
 
 from scaling.parallel.topology import Topology
 from scaling.runs import Run
@@ -28,12 +29,13 @@ def cost_of(
 ) -> Cost:
     """The cost of a run's steps on a topology; evaluations, compilation and restarts come on top.
 
-    price: US dollars a chip-hour, watts: of a chip; None: those of the chip. Raises InputError for a negative one.
+    price: US dollars a chip-hour, watts: of a chip; None: those of the chip. Raises InputError if either is negative or
+    not finite.
     """
     price = topology.chip.dollars_an_hour if price is None else price
     watts = topology.chip.watts if watts is None else watts
-    require(price >= 0, f"a price of {price} dollars a chip-hour is negative")
-    require(watts >= 0, f"a power of {watts} W is negative")
+    require(0 <= price < math.inf, f"a price of {price} dollars a chip-hour is negative or not finite")
+    require(0 <= watts < math.inf, f"a power of {watts} W is negative or not finite")
     hours = run.steps * step_seconds / 3600
     chip_hours = hours * topology.chips
     return Cost(hours, chip_hours, chip_hours * watts / 1000, chip_hours * price)

@@ -1,7 +1,11 @@
 """What a training step holds on one device, estimated: state, what the layers keep, and the largest moment. No JAX.
 
-Parameters and the two moments of Adam are fp32 (12 bytes a parameter), gradients fp32 (4), each cut by ZeRO over `fsdp`
-(Rajbhandari et al. 2020, section 3), by `tensor` and `stage` (Shoeybi et al. 2019; Huang et al. 2019) and by `expert`.
+Parameters and the two moments of Adam are fp32 (12 bytes a parameter), each cut by ZeRO over `fsdp` (Rajbhandari et
+al. 2020, section 3), by `tensor` and `stage` (Shoeybi et al. 2019; Huang et al. 2019) and by `expert`. A step in bf16
+casts the parameters once, and keeps that copy, laid out as they are, to its end (2 bytes); their gradients wait in bf16
+for the last layer's (2). With microbatches, of which each has such gradients, there is their sum in fp32 besides (4).
+In fp32 nothing is cast, and gradients and sums take 4 each.
+
 Between forward and backward pass every layer keeps what its remat policy says (scaling.models.remat), the residual
 stream cut over `tensor` (Korthikanti et al. 2022, table 2). On top comes the larger of two moments: a layer's backward
 pass, with its gathered weights and intermediate values, or the loss, with its logits and the head's gradient.
@@ -12,14 +16,16 @@ off. The estimate orders placements and leaves a margin; the compiler decides (s
 """
 
 import dataclasses
+import math
 
 from scaling.models.counts import block_biases, expert_rows, parameters
 from scaling.parallel.chips import GIB
 from scaling.parallel.topology import Topology
 from scaling.runs import ModelShape, Placement, Run
 
-STATE_BYTES = 4  # fp32: of a parameter, of its gradient, and of each of the two moments
+STATE_BYTES = 4  # fp32: of a parameter, of each of the two moments, and of a sum of gradients
 LAYER_COPIES = 2  # of a layer's gathered weights: the one in use, and the next one's or its own gradient
+LANES = 128  # of a TPU's memory: a head of 64 takes as much of it as one of 128
 BYTES = {"bf16": 2, "fp32": 4}
 MAX_LOGITS = 2**22  # as scaling.models.cross_entropy has it, which imports JAX
 
@@ -59,7 +65,8 @@ class MemoryEstimate:
 
     parameters: float
     moments: float
-    gradients: float
+    cast: float  # the parameters once more, in the compute type
+    gradients: float  # and their sum over microbatches
     saved: float  # by all layers, for the backward pass
     layer: float  # the backward pass of one layer: gathered weights and intermediate values
     loss: float  # logits of a chunk, the head, its gradient
@@ -71,7 +78,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> float:
-        return self.state + self.gradients + self.saved + max(self.layer, self.loss)
+        return self.state + self.cast + self.gradients + self.saved + max(self.layer, self.loss)
 
     @property
     def gib(self) -> float:
@@ -86,19 +93,22 @@ def estimate_memory(run: Run, placement: Placement, topology: Topology) -> Memor
     microbatches = run.batch_size / (p.microbatch or run.batch_size)
     tokens = (p.microbatch or run.batch_size) / p.batch_shards * length / p.context
 
-    whole, cut = _parameters(shape, block, p), p.fsdp
-    in_scan = 2 if microbatches > 1 and p.stage == 1 else 1  # the sum over microbatches, and the one that is added
     size = BYTES[run.precision]
+    whole = _parameters(shape, block, p)
+    stored, reduced = whole / (p.fsdp if p.zero >= 3 else 1), whole / (p.fsdp if p.zero >= 2 else 1)
+    summed = STATE_BYTES if microbatches > 1 and p.stage == 1 else 0  # a pipeline takes all microbatches at once
     kernel = attention_kernel(run, placement, topology)
     # A pipeline holds all its microbatches until the last is through, and runs on copies of its input and output.
     held = microbatches + p.stage - 1 if p.stage > 1 else 1
     buffers = 4 * microbatches * tokens * shape.d_model / p.tensor * size if p.stage > 1 else 0
+    head = shape.head_size if topology.chip.platform != "tpu" else LANES * math.ceil(shape.head_size / LANES)
     return MemoryEstimate(
-        parameters=STATE_BYTES * whole / (cut if p.zero >= 3 else 1),
-        moments=2 * STATE_BYTES * whole / cut,
-        gradients=STATE_BYTES * whole / (cut if p.zero >= 2 else 1) * in_scan,
-        saved=held * layers * tokens * saved_bytes(shape, block, p, size, kernel, length) + buffers,
-        layer=_layer(shape, block, p, size, kernel, length, tokens),
+        parameters=STATE_BYTES * stored,
+        moments=2 * STATE_BYTES * whole / p.fsdp,
+        cast=size * stored if size < STATE_BYTES else 0.0,
+        gradients=(size + summed) * reduced,
+        saved=held * layers * tokens * saved_bytes(shape, block, p, size, kernel, length, head) + buffers,
+        layer=_layer(shape, block, p, size, kernel, length, tokens, head),
         loss=_loss(run, p, size, tokens * (microbatches if p.stage > 1 else 1)),
     )
 
@@ -114,9 +124,9 @@ def attention_kernel(run: Run, placement: Placement, topology: Topology) -> str:
     return "cudnn" if topology.chip.platform == "cuda" and fits else "plain"
 
 
-def saved_bytes(shape: ModelShape, block: Block, p: Placement, size: int, kernel: str, length: int) -> float:
-    """What one layer keeps for each token on this device."""
-    D, F, K = shape.d_model, shape.d_ff, shape.head_size
+def saved_bytes(shape: ModelShape, block: Block, p: Placement, size: int, kernel: str, length: int, K: int) -> float:
+    """What one layer keeps for each token on this device. K: of a head, as it is stored."""
+    D, F = shape.d_model, shape.d_ff
     H, G = shape.n_heads, shape.kv_heads
     hidden = block.rows * F
     stream = D * size / p.tensor
@@ -150,10 +160,12 @@ def _weights(block: Block, p: Placement) -> float:
     return block.router + (block.projections + block.experts / p.expert * block.feed_forward) / p.tensor
 
 
-def _layer(shape: ModelShape, block: Block, p: Placement, size: int, kernel: str, length: int, tokens: float) -> float:
+def _layer(
+    shape: ModelShape, block: Block, p: Placement, size: int, kernel: str, length: int, tokens: float, K: int
+) -> float:
     """The backward pass of a layer: three arrays as wide as the feed-forward, queries, keys, values and result, and
     three of the stream, which is whole over `tensor` between its norm and the matrices."""
-    D, F, K, H, G = shape.d_model, shape.d_ff, shape.head_size, shape.n_heads, shape.kv_heads
+    D, F, H, G = shape.d_model, shape.d_ff, shape.n_heads, shape.kv_heads
     rows = tokens * block.rows
     if shape.n_experts and shape.capacity_factor is None:  # the rows that might come, of the tokens of all of `expert`
         rows = tokens * p.expert * min(shape.experts_per_token, block.experts / p.expert)

@@ -15,9 +15,8 @@ from scaling.runs import MESH_AXES, Placement
 
 HOP = 1e-6  # seconds from one chip of a torus to the next (Austin et al. 2025, part 3)
 LATENCY = 1e-5  # seconds of a collective within a node of GPUs, and of one between slices: an estimate
-DIE_TO_DIE = (
-    6  # bandwidth between the two devices of a tpu7x chip, in links of its torus (Google Cloud's page of TPU7x)
-)
+# Bandwidth between the two devices of a tpu7x chip, in links of its torus (Google Cloud's page of TPU7x).
+DIE_TO_DIE = 6
 
 Wires = tuple[dict[str, float], dict[str, float]]
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from scaling.data.batches import Stores, epochs, unique_tokens
-from scaling.errors import InputError, nearest
+from scaling.errors import InputError
 from scaling.models.counts import counts, parameters
+from scaling.parallel.chips import GIB
 from scaling.parallel.costs import cost_of
 from scaling.parallel.placements import Candidate, choose
 from scaling.parallel.topology import Topology
@@ -22,7 +23,8 @@ from scaling.sweeps.config import SweepConfig
 from scaling.sweeps.prove import Report, first_that_fits
 from scaling.sweeps.texts import Texts
 
-BYTES_A_PARAMETER = 16  # fp32: the parameter, its gradient and the two moments of Adam
+# The parameter and the two moments of Adam in fp32; and its gradient in fp32, or in bf16 with a copy of it in bf16.
+BYTES_A_PARAMETER = 16
 NEAR = 1.5  # a size that is further off than this factor is not the one that was meant
 ESTIMATED = ("memory_gib_est", "step_seconds_est", "mfu_est", "hours_est", "chip_hours_est", "kwh_est", "cost_est")
 UNPLACED = dict.fromkeys(("placement", "placed", *ESTIMATED, "proof", "fault"))  # the columns of a row without a place
@@ -64,7 +66,7 @@ def plan_rows(cells: Sequence[Cell], stores: Stores) -> list[dict[str, Any]]:
                 "unique_tokens": unique_tokens(stores, run.data, run.tokens),
                 "epochs": epochs(stores, run.data, run.tokens),
                 "flops_error": counted["C"] / cell.budget - 1 if cell.budget else None,
-                "state_gib_est": BYTES_A_PARAMETER * counted["N"] / 2**30,
+                "state_gib_est": BYTES_A_PARAMETER * counted["N"] / GIB,
                 "run_spec": run_to_dict(run),
             }
         )
@@ -85,7 +87,8 @@ def _named(cells: Sequence[Cell], name: str) -> list[Cell]:
     if size is None:
         found = [cell for cell in cells if cell.id.startswith(name.strip())]
         if not found or not name.strip():
-            raise InputError(f"no cell is called {name!r}", "--cells", nearest(name, [cell.id for cell in cells]))
+            do = f"the beginning of an id such as {cells[0].id}, or a size such as 70m"
+            raise InputError(f"no cell is called {name!r}", "--cells", do)
         return found
     wanted = float(size[1]) * UNITS[size[2]]
     sizes = sorted({parameters(cell.run.model).N for cell in cells})

@@ -57,8 +57,9 @@ def write_sweep(
 ) -> Sweep:
     """Makes `workdir` the directory of this sweep, or adds to the sweep that it holds.
 
-    Cells that it has and this grid has not stay: they are results. Raises InputError, before anything is written, if it
-    holds another sweep, saying in what they differ.
+    Cells that it has and this grid has not stay: they are results. It may hold `runs` and nothing else: cells that
+    experiments.train has trained there before, on several hosts say, are taken as they are. Raises InputError, before
+    anything is written, if it holds another sweep, saying in what they differ.
     """
     known: tuple[Cell, ...] = ()
     stores = {name: str(store.path) for name, store in all_stores(texts).items()}
@@ -66,7 +67,7 @@ def write_sweep(
         held = read_sweep(workdir)
         _check_same(held, config, stores, workdir)
         known, stores = held.cells, {**held.stores, **stores}
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif workdir.exists() and any(path.name != "runs" for path in workdir.iterdir()):
         raise InputError("is not empty, and holds no sweep", where=str(workdir), do="give another --workdir")
     keys = {cell.key for cell in known}
     added = tuple(cell for cell in cells if cell.key not in keys)

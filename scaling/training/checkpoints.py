@@ -46,3 +46,13 @@ class Checkpoints:
         items = {"state": ocp.args.StandardRestore(abstract_state), "progress": ocp.args.JsonRestore()}
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         return step, restored["state"], restored["progress"]
+
+    def restore_params(self, abstract_params: Any) -> tuple[int, Any] | None:
+        """Of the latest checkpoint the parameters alone, laid out as abstract ones say: (steps done, parameters)."""
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        wanted = {"params": abstract_params}
+        how = ocp.checkpoint_utils.construct_restore_args(wanted)
+        item = ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True)
+        return step, self._manager.restore(step, args=ocp.args.Composite(state=item))["state"]["params"]

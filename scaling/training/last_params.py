@@ -17,16 +17,15 @@ from scaling.training.step import make_program
 def last_params(directory: pathlib.Path, run: Run) -> tuple[int, Any]:
     """Steps done, and the parameters of a run's last checkpoint: nested fp32 arrays in host memory, layers stacked.
 
-    They are read onto JAX's first device, with the optimizer's state: three times their memory. Raises InputError if
-    there is no checkpoint.
+    Only they are read, and by the CPU, whatever trained them. Raises InputError if there is no checkpoint.
     """
     require((directory / "checkpoints").is_dir(), "has no checkpoints", where=str(directory))
     trained = from_dict(Placement, read_json(directory / "placement.json"), str(directory / "placement.json"))
     placement = Placement(scan_layers=trained.scan_layers)
-    mesh = make_mesh(placement)
+    mesh = make_mesh(placement, jax.devices("cpu")[:1])
     with jax.set_mesh(mesh), Checkpoints(directory / "checkpoints", read_only=True) as checkpoints:
-        restored = checkpoints.restore(make_program(run, placement, mesh).abstract_state)
+        restored = checkpoints.restore_params(make_program(run, placement, mesh).abstract_state.params)
     require(restored is not None, "has no checkpoint yet", where=str(directory))
-    step, state, _ = restored
-    params = jax.device_get(state.params)
+    step, params = restored
+    params = jax.device_get(params)
     return step, params if placement.scan_layers else stack_layers(params)

@@ -28,7 +28,7 @@ from scaling.training.checkpoints import Checkpoints
 from scaling.training.distribute import place_rows
 from scaling.training.evaluation import evaluate, row_multiple, rows_at_a_time
 from scaling.training.log_line import Pace, memory_line
-from scaling.training.preflight import check_vocabulary, first_params, placed
+from scaling.training.preflight import check_vocabulary, compiled_to_fit, first_params, placed
 from scaling.training.result import Losses, make_result, mfu
 from scaling.training.schedules import learning_rates
 from scaling.training.step import Program, State, make_program
@@ -64,8 +64,9 @@ def train(
     each step; once true, the state is saved and StoppedError raised (with several processes, once true on any, a step
     later). start: where the parameters are that the run starts from, if it names any. trackers: where its numbers are
     written besides. profile_steps: how many of its steps to profile. say: told in a line the memory of the compiled
-    step, and each logged step. Raises InputError for a placement, a store or parameters that do not fit, and
-    RunFailedError when a loss is not finite; the reason is then in failure.json, and the checkpoints are from before.
+    step, the first step, each logged one, and one every LINE_SECONDS. Raises InputError for a placement, a store,
+    parameters or a compiled step that do not fit, and RunFailedError when a loss is not finite; the reason is then in
+    failure.json, and the checkpoints are from before.
 
     Of several processes, all return and raise the same, and process 0 alone reports, says and writes; but for the
     checkpoints, which need a directory that all of them share.
@@ -225,6 +226,7 @@ class _Trainer:
                 state = self.program.init(jax.random.key(self.run.seed))
                 if self.first_params is not None:
                     state = state._replace(params=placed(self.first_params, self.program.abstract_state.params))
+                self.first_params = None  # on the host, all of them
         else:
             start, state, progress = restored
             self.clock = records.Clock(progress["seconds"])
@@ -240,7 +242,7 @@ class _Trainer:
         tokens_RxM = jax.ShapeDtypeStruct((self.eval_rows, M), np.int32, sharding=self.rows)
         lr = jax.ShapeDtypeStruct((), np.float32)
         with self.clock.measure("compile"):
-            step = self.program.step.lower(state, tokens_BxM, lr).compile()
+            step = hosts.together(lambda: compiled_to_fit(self.program.step.lower(state, tokens_BxM, lr)))
             window_losses = self.program.window_losses.lower(state.params, tokens_RxM).compile()
         if self.writes:
             self.say(memory_line(step))
@@ -258,8 +260,11 @@ class _Trainer:
         done, metrics = pending
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self.refuse_infinite(done, values)
-        if done % self.log_every == 0 or done == self.run.steps:
+        logged = done % self.log_every == 0 or done == self.run.steps
+        if logged:
             self.log(done, {"lr": float(self.rates[done - 1]), **values})
+        if self.writes and (logged or self.pace.due()):
+            self.say(self.pace.line(done, values["loss"], self.clock.so_far()))
 
     def refuse_infinite(self, done: int, values: dict[str, float]) -> None:
         if not all(map(math.isfinite, values.values())):
@@ -295,5 +300,3 @@ class _Trainer:
         records.append(
             self.directory / "timing.jsonl", {**timing, "tokens_per_second": rate, "peak_memory_bytes": memory}
         )
-        if "loss" in record:
-            self.say(self.pace.line(done, record["loss"], seconds))

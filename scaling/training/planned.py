@@ -5,17 +5,18 @@ placement, and the memory that it takes on a device, estimated or, with --aot, a
 """
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from scaling.errors import InputError, nearest
 from scaling.files import Path, read_json
-from scaling.parallel.chips import CHIPS
+from scaling.parallel.chips import CHIPS, GIB
 from scaling.parallel.topology import Topology, parse_topology
 from scaling.runs import Placement, Run, run_from_dict, run_id
 from scaling.specs import from_dict, require
 
-GIB = 2**30
+LISTED = 20  # cells that a refusal names; a plan may have hundreds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +70,10 @@ def find_cell(plan: Mapping[str, Planned], name: str, where: str = "") -> Planne
     """The cell whose run is `name`, or begins with it as no other does. Raises InputError for none and for several."""
     found = [run for run in plan if run.startswith(name)] if name not in plan else [name]
     if not found:
-        raise InputError(f"--cell={name} is not placed in the plan", where, nearest(name, plan))
-    require(len(found) == 1, f"--cell={name} begins {len(found)} runs: {', '.join(found)}", "give more of it", where)
+        near = difflib.get_close_matches(name, plan, LISTED, cutoff=0)
+        raise InputError(f"--cell={name} is not placed in the plan", where, nearest(name, near))
+    few = ", ".join(found[:LISTED]) + (", ..." if len(found) > LISTED else "")
+    require(len(found) == 1, f"--cell={name} begins {len(found)} runs: {few}", "give more of it", where)
     return plan[found[0]]
 
 
@@ -101,35 +104,49 @@ def check_hardware(topology: Topology, needed_gib: float | None, here: Hardware)
 
     Memory is compared where both are known.
     """
-    compared = [
-        ("chip", topology.chip.name, _chip_of(here.kind)),
-        ("devices", topology.devices, here.devices),
-        ("slices", topology.data_slices, here.slices),
-    ]
-    sides = [(f"{what} {planned} planned, {found} here", planned == found) for what, planned, found in compared]
+    compared = {
+        "chip": (topology.chip.name, chip_of(here.kind)),
+        "devices": (topology.devices, here.devices),
+        "slices": (topology.data_slices, here.slices),
+    }
+    sides = [f"{what} {planned} planned, {found} here" for what, (planned, found) in compared.items()]
+    other = {what for what, (planned, found) in compared.items() if planned != found}
     if needed_gib is not None and here.memory is not None:
         granted = here.memory / GIB
-        sides.append((f"GiB per device {needed_gib:.4g} needed, {granted:.4g} here", needed_gib <= granted))
-    require(
-        all(same for _, same in sides),
-        "the hardware is not what was planned: " + "; ".join(side for side, _ in sides),
-        "tools.plan --topology= plans for other hardware",
-    )
+        sides.append(f"GiB per device {needed_gib:.4g} needed, {granted:.4g} here")
+        other |= {"memory"} if needed_gib > granted else set()
+    require(not other, f"the hardware is not what was planned: {'; '.join(sides)}", _remedy(topology, other))
+
+
+def _remedy(topology: Topology, other: set[str]) -> str:
+    """What to do where these are not as planned."""
+    if topology.chip.platform == "cuda" and other == {"memory"}:
+        return "XLA_PYTHON_CLIENT_MEM_FRACTION=.92 grants what a plan counts on, where jax alone grants .75"
+    if topology.chip.platform == "cpu" and other == {"devices"}:
+        return f"JAX_NUM_CPU_DEVICES={topology.devices}"
+    return "tools.plan --topology= plans for other hardware"
+
+
+def gib_words(gib: float) -> str:
+    """GiB for a line of a log."""
+    return f"{gib:.2f}" if gib >= 0.01 else "under 0.01"
 
 
 def planned_lines(planned: Planned, here: Hardware) -> tuple[str, str]:
     """What was planned, and what is here: devices, and memory of each."""
-    estimated = "no estimate" if planned.estimated_gib is None else f"{planned.estimated_gib:.4g} estimated"
-    compiled = "not compiled" if planned.compiled_gib is None else f"{planned.compiled_gib:.4g} at the compiled peak"
+    estimated = "no estimate" if planned.estimated_gib is None else f"{gib_words(planned.estimated_gib)} estimated"
+    compiled = (
+        "not compiled" if planned.compiled_gib is None else f"{gib_words(planned.compiled_gib)} at the compiled peak"
+    )
     slices = f" in {here.slices} slices" if here.slices > 1 else ""
-    memory = "unknown, as this backend does not say" if here.memory is None else f"{here.memory / GIB:.4g}"
+    memory = "unknown, as this backend does not say" if here.memory is None else gib_words(here.memory / GIB)
     return (
         f"planned for {planned.topology.text}: {planned.words}; GiB per device: {estimated}, {compiled}",
         f"here are {here.devices} x {here.kind}{slices}; GiB per device: {memory}",
     )
 
 
-def _chip_of(kind: str) -> str:
+def chip_of(kind: str) -> str:
     """The chip of a device kind, the kind itself if it is none of ours."""
     if kind.lower() == "cpu":
         return "cpu"

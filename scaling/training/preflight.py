@@ -1,4 +1,5 @@
-"""What a run needs before its first step: texts that fit its model, and the parameters that it names as its start."""
+"""What a run needs before its first step: texts that fit its model, the parameters that it names as its start, and a
+compiled step that fits on the devices."""
 
 from typing import Any
 
@@ -9,7 +10,10 @@ from scaling.data.batches import Stores
 from scaling.errors import InputError
 from scaling.files import Path
 from scaling.models.parameter_files import start_params, unstack_layers
+from scaling.parallel.absent import memory_of, too_large
+from scaling.parallel.chips import GIB
 from scaling.runs import Placement, Run
+from scaling.training.log_line import device_bytes
 
 
 def check_vocabulary(run: Run, stores: Stores) -> None:
@@ -46,3 +50,29 @@ def placed(params: Any, abstract_params: Any) -> Any:
         return jax.make_array_from_callback(like.shape, like.sharding, lambda part: array[part])
 
     return jax.tree.map(place, params, abstract_params)
+
+
+def compiled_to_fit(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """A program, compiled. Raises InputError, with both numbers, if it takes more memory than a device grants: the
+    compiler for TPUs refuses it then; that for GPUs does not, and it would fail at its first step."""
+    granted = device_bytes()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        asked = too_large(error)
+        if asked is None:
+            raise
+        raise _too_large(asked, granted) from None
+    if granted is not None and compiled.memory_analysis() is not None:
+        peak = memory_of(compiled, jax.local_devices()[0].platform)["peak_gib"]
+        if peak * GIB > granted:
+            raise _too_large(peak, granted)
+    return compiled
+
+
+def _too_large(gib: float, granted: int | None) -> InputError:
+    there = "less" if granted is None else f"{granted / GIB:.4g}"
+    return InputError(
+        f"the compiled step takes {gib:.4g} GiB on a device, and there is {there}",
+        do="tools.plan --topology= --aot finds a placement that fits",
+    )

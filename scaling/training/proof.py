@@ -21,7 +21,8 @@ import jax
 import numpy as np
 
 from scaling.errors import InputError
-from scaling.parallel.absent import EXTRA, GIB, absent_devices, collectives_of, compiler_of, memory_of, too_large
+from scaling.parallel.absent import EXTRA, absent_devices, collectives_of, compiler_of, memory_of, too_large
+from scaling.parallel.chips import GIB
 from scaling.parallel.mesh import batch_sharding, make_mesh
 from scaling.parallel.topology import Topology, parse_topology
 from scaling.runs import Placement, Run, run_from_dict

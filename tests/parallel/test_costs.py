@@ -1,5 +1,7 @@
 """Costs by hand."""
 
+import math
+
 import pytest
 
 from scaling.errors import InputError
@@ -26,6 +28,7 @@ def test_prices_and_powers_are_settings():
 
 
 @pytest.mark.parametrize("setting", ["price", "watts"])
-def test_negative_settings_are_refused(setting):
-    with pytest.raises(InputError, match="negative"):
-        cost_of(RUN, parse_topology("h100:8"), 1.0, **{setting: -1})
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_negative_settings_and_no_numbers_are_refused(setting, value):
+    with pytest.raises(InputError, match=f"of {value} .* is negative or not finite"):
+        cost_of(RUN, parse_topology("h100:8"), 1.0, **{setting: value})

@@ -59,6 +59,14 @@ def test_a_small_model_is_not_cut_more_than_it_must_be():
     assert (first.tensor, first.context, first.stage, first.remat) == (1, 1, 1, "none")
 
 
+def test_a_closed_cube_is_not_cut_by_fsdp_alone():
+    """There the TPU compiler makes all-reduces of all gathers; on a plane, or an open cube, it does not."""
+    run = run_of(chinchilla_shape("1429M"), 512)
+    found = {text: choose(run, parse_topology(text))[0].placement for text in ("v5p:4x4x4", "v6e:8x8", "v5p:2x2x2")}
+    assert found["v5p:4x4x4"].fsdp == 32
+    assert (found["v6e:8x8"].fsdp, found["v5p:2x2x2"].fsdp) == (64, 8)
+
+
 def test_experts_may_be_spread_and_dense_models_not():
     topology = parse_topology("v6e:4x4")
     assert {p.expert for p in candidates(run_of(SPARSE, 64, 512), topology)} == {1, 2, 4, 8}

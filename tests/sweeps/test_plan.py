@@ -68,7 +68,7 @@ def test_cells_are_selected_by_their_beginning_or_by_their_size(large):
     [
         ("16b", "no cell of about 16b (sizes are "),
         ("0m", "no cell of about 0m"),
-        ("d64x", "no cell is called 'd64x' ("),
+        ("d64x", "no cell is called 'd64x' (the beginning of an id such as d"),
         ("", "no cell is called ''"),
     ],
 )

@@ -30,8 +30,7 @@ def candidate(gib: float, **placement: int) -> Candidate:
     """A candidate whose memory is estimated so; its placement tells it apart."""
     place = Placement(**placement)
     memory = estimate_memory(run_of(), place, CPU)
-    other = max(memory.layer, memory.loss)
-    memory = dataclasses.replace(memory, saved=gib * 2**30 - (memory.state + memory.gradients + other))
+    memory = dataclasses.replace(memory, saved=gib * 2**30 - (memory.total - memory.saved))
     return Candidate(place, memory, estimate_step(run_of(), place, CPU))
 
 

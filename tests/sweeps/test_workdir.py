@@ -129,6 +129,14 @@ def test_other_text_under_the_same_name_is_refused(start, tmp_path, snapshot, ma
     assert snapshot(tmp_path) == before
 
 
+def test_cells_that_were_trained_before_are_taken(start, tmp_path):
+    """By experiments.train --workdir=SWEEP/runs/RUN, on several hosts say."""
+    (tmp_path / "sweep" / "runs" / "some-run").mkdir(parents=True)
+    start()
+    assert (tmp_path / "sweep" / "sweep.json").exists()
+    assert (tmp_path / "sweep" / "runs" / "some-run").exists()
+
+
 def test_a_directory_with_something_else_in_it_is_refused(start, tmp_path, snapshot):
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "thesis.tex").write_text("x")

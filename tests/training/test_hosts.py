@@ -134,7 +134,7 @@ def pair(run, store, tmp_path_factory):
             )
             for rank in range(2)
         ]
-        errors = [process.communicate(timeout=120)[1] for process in processes]
+        errors = [process.communicate(timeout=240)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
     return [read_json(root / f"{rank}.json") for rank in range(2)], root
 

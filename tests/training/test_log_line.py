@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import pytest
 
 from scaling.models.counts import flops_per_token
+from scaling.parallel import absent
 from scaling.runs import Placement
-from scaling.training import log_line
+from scaling.training import log_line, loop
 from scaling.training.log_line import Pace, memory_line
 from scaling.training.loop import train
-from scaling.training.records import Clock
+from scaling.training.records import Clock, read_lines
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -28,6 +29,26 @@ def test_a_line_is_of_the_steps_since_the_one_before(run, monkeypatch):
     assert second == "step 14/20  loss 3.0000  64 tokens/s/chip  MFU 20.0%  0:12:30 left"
 
 
+def test_a_chip_may_have_two_devices(run, monkeypatch):
+    """As a TPU7x has: 128 tokens a second on 4 devices are 64 a chip."""
+    kind = types.SimpleNamespace(device_kind="TPU7x")
+    monkeypatch.setattr(log_line.jax, "local_devices", lambda: [kind])
+    assert "  64 tokens/s/chip  " in Pace(run, 4, 0, {}).line(1, 5.0, {"train": 1.0})
+
+
+def test_the_first_step_and_a_slow_one_have_a_line(run, stores, tmp_path, monkeypatch):
+    """Between those that metrics.jsonl has, which are a matter of the step alone."""
+    monkeypatch.setattr(loop, "LOGGED_LINES", 2)
+    logged = {10, 20}
+    for seconds, said_steps in ((1e9, [1, 10, 20]), (0.0, list(range(1, 21)))):
+        monkeypatch.setattr(log_line, "LINE_SECONDS", seconds)
+        said = []
+        train(run, Placement(), stores, tmp_path / str(seconds), say=said.append)
+        assert [line.split()[1] for line in said[1:]] == [f"{k}/20" for k in said_steps]
+        lines = read_lines(tmp_path / str(seconds) / "metrics.jsonl")
+        assert {line["step"] for line in lines if "loss" in line} == logged
+
+
 def test_without_a_published_peak_there_is_no_mfu(run):
     line = Pace(run, 1, 0, {}).line(1, 5.0, {"train": 1.0})
     assert line == "step 1/20  loss 5.0000  128 tokens/s/chip  0:00:19 left"
@@ -36,13 +57,21 @@ def test_without_a_published_peak_there_is_no_mfu(run):
 def test_the_compiled_memory_is_said_with_what_there_is(monkeypatch):
     compiled = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((4096, 4096), jnp.float32)).compile()
     assert memory_line(compiled).startswith(
-        "memory of the compiled step, GiB per device: arguments 0.0625"
+        "memory of the compiled step, GiB per device: arguments 0.06, "
     )  # 2^26 bytes
     assert memory_line(compiled).endswith("there is: unknown, as this backend does not say")
-    said = types.SimpleNamespace(argument_size_in_bytes=2**29, temp_size_in_bytes=2**30, peak_memory_in_bytes=3 * 2**29)
+    said = types.SimpleNamespace(
+        argument_size_in_bytes=2**29,
+        temp_size_in_bytes=2**30,
+        output_size_in_bytes=0,
+        alias_size_in_bytes=0,
+        peak_memory_in_bytes=3 * 2**29,
+    )
+    monkeypatch.setattr(log_line, "memory_of", lambda compiled, _: absent.memory_of(compiled, "tpu"))
     monkeypatch.setattr(log_line, "device_bytes", lambda: 63 * 2**28)
     assert memory_line(types.SimpleNamespace(memory_analysis=lambda: said)) == (
-        "memory of the compiled step, GiB per device: arguments 0.5, temporaries 1, peak 1.5; there is: 15.75"
+        "memory of the compiled step, GiB per device: arguments 0.50, temporaries 1.00, peak 1.50 (stated by the "
+        "compiler); there is: 15.75"
     )
     assert "does not say" in memory_line(types.SimpleNamespace(memory_analysis=lambda: None))
 

@@ -4,15 +4,18 @@ import copy
 import dataclasses
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import typing
 
 import pytest
 
 from scaling.errors import InputError
 from scaling.files import write_json
+from scaling.parallel.chips import CHIPS
 from scaling.parallel.topology import parse_topology
-from scaling.runs import Placement, run_id, run_to_dict
+from scaling.runs import MESH_AXES, Placement, run_id, run_to_dict
 from scaling.specs import to_dict
 from scaling.sweeps import execution
 from scaling.sweeps.cells import Cell
@@ -21,6 +24,7 @@ from scaling.sweeps.launch import run_cells
 from scaling.training.planned import Hardware, check_hardware, find_cell, planned_lines, read_plan
 
 ROOT = pathlib.Path(__file__).parents[2]
+GUIDE = ROOT / "docs" / "scale.md"
 EIGHT = Placement(data=2, fsdp=4)
 GIB = 2**30
 
@@ -47,6 +51,24 @@ def test_a_plan_gives_each_run_its_place(run, plan):
     assert (planned.estimated_gib, planned.compiled_gib, planned.needed_gib) == (0.5, None, 0.5)
 
 
+def test_the_guide_reads_a_plan_as_written(plan, monkeypatch, capsys):
+    monkeypatch.chdir(plan.parent)
+    (block,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(block, str(GUIDE), "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" ", 1)[1] for line in lines] == ["data 2 x fsdp 4 0.5"] * 2
+
+
+def test_the_guide_names_all_that_a_placement_and_a_topology_can_be():
+    text = GUIDE.read_text(encoding="utf-8")
+    policies = typing.get_args(typing.get_type_hints(Placement)["remat"])
+    fields = {field.name for field in dataclasses.fields(Placement)} - {"scan_layers"}  # unrolled: for comparisons only
+    for name in (*fields, *MESH_AXES, *policies, "auto", "plain"):
+        assert f"`{name}`" in text, name
+    for name in CHIPS:
+        assert re.search(rf"`(4x)?{name}[:`]", text), name
+
+
 def test_the_compiled_peak_goes_before_the_estimate(run, tmp_path):
     write_json(tmp_path / "plan.json", plan_of([run], proof={"fits": True, "peak_gib": 0.75}))
     assert read_plan(tmp_path / "plan.json")[run_id(run)].needed_gib == 0.75
@@ -62,6 +84,17 @@ def test_a_cell_is_found_by_the_beginning_of_its_run(run, plan):
         InputError, match=f"--cell=x{run_id(run)} is not placed in the plan .did you mean {run_id(run)}"
     ):
         find_cell(cells, f"x{run_id(run)}")
+
+
+def test_a_refusal_names_no_more_cells_than_can_be_read():
+    plan = {f"d{width}x2-1M": None for width in range(100, 400)}
+    for name, fault in (
+        ("d", "begins 300 runs: d100x2-1M, .*d119x2-1M, \\.\\.\\. .give more"),
+        ("x", "valid: (\\S+ ){19}"),
+    ):
+        with pytest.raises(InputError, match=fault) as refusal:
+            find_cell(plan, name)
+        assert len(str(refusal.value)) < 400
 
 
 @pytest.mark.parametrize(
@@ -113,6 +146,18 @@ def test_the_planned_hardware_is_accepted(topology, needed, here):
         ("v5e:16x16", 15.0, {"slices": 4}, "slices 1 planned, 4 here"),
         ("v5p:4x8x8", 15.0, {}, "chip v5p planned, v5e here; devices 256 planned, 256 here"),
         ("h100:8", 15.0, {}, "chip h100 planned, v5e here; devices 8 planned, 256 here; slices 1 planned, 1 here"),
+        (
+            "h100:8",
+            65.0,
+            {"kind": "NVIDIA H100 80GB HBM3", "devices": 8, "memory": 59 * GIB},
+            "GiB per device 65 needed, 59 here (XLA_PYTHON_CLIENT_MEM_FRACTION=.92 grants",
+        ),
+        (
+            "cpu:8",
+            1.0,
+            {"kind": "cpu", "devices": 1, "memory": None},
+            "slices 1 planned, 1 here (JAX_NUM_CPU_DEVICES=8)",
+        ),
     ],
 )
 def test_other_hardware_is_refused_with_both_sides(topology, needed, changes, fault):
@@ -125,12 +170,12 @@ def test_other_hardware_is_refused_with_both_sides(topology, needed, changes, fa
 def test_what_is_said_before_a_training(run, plan):
     planned = read_plan(plan)[run_id(run)]
     assert planned_lines(planned, Hardware("cpu", 8, 1, None)) == (
-        "planned for cpu:8: data 2 x fsdp 4; GiB per device: 0.5 estimated, not compiled",
+        "planned for cpu:8: data 2 x fsdp 4; GiB per device: 0.50 estimated, not compiled",
         "here are 8 x cpu; GiB per device: unknown, as this backend does not say",
     )
     compiled = dataclasses.replace(planned, compiled_gib=9.791)
     assert planned_lines(compiled, dataclasses.replace(V5E_SLICE, slices=4)) == (
-        "planned for cpu:8: data 2 x fsdp 4; GiB per device: 0.5 estimated, 9.791 at the compiled peak",
+        "planned for cpu:8: data 2 x fsdp 4; GiB per device: 0.50 estimated, 9.79 at the compiled peak",
         "here are 256 x TPU v5 lite in 4 slices; GiB per device: 15.75",
     )
 
@@ -201,12 +246,12 @@ def test_a_planned_run_starts_and_starts_anew_from_its_compilations(start, tmp_p
         output, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
         lines = output.splitlines()
-        assert lines[0].startswith("planned for cpu:8: data 2 x fsdp 4; GiB per device: 0.5 estimated")
+        assert lines[0].startswith("planned for cpu:8: data 2 x fsdp 4; GiB per device: 0.50 estimated")
         assert lines[1].startswith("here are 8 x cpu")
         assert lines[2].startswith("memory of the compiled step, GiB per device: arguments ")
-        assert lines[3].startswith("step 2/200  loss ")
+        assert lines[3].startswith("step 1/200  loss ")
         assert lines[3].endswith(" left")
-        assert lines[102].startswith("step 200/200  loss ")
+        assert any(line.startswith("step 200/200  loss ") for line in lines)
         programs = (tmp_path / "w" / "compilations").glob("*-cache")
         kept.append(sorted(path.name for path in programs))
         metrics.append((tmp_path / "w" / "metrics.jsonl").read_text())
