@@ -94,6 +94,7 @@ def _row(workdir: pathlib.Path, cell: Cell) -> dict[str, Any]:
         "batch_tokens": run.batch_tokens,
         "width": run.model.d_model,
         "depth": run.model.n_layers,
+        **({"n_experts": run.model.n_experts} if run.model.n_experts else {}),
         "peak_lr": run.optimizer.peak_lr,
         **{name: result.get("timing", {}).get(name) for name in TIMINGS},
     }

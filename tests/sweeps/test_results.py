@@ -1,3 +1,4 @@
+import dataclasses
 import fcntl
 import json
 import math
@@ -163,3 +164,18 @@ def test_the_time_left_follows_from_the_rate_so_far():
     assert time_left(table.drop(index=[1, 2])) == "nothing is running: experiments.sweep goes on"
     beginning = table[1:2].assign(progress=0.0, seconds=0.0)
     assert time_left(beginning) == "no estimate of the time left yet"
+
+
+def test_a_run_with_experts_says_how_many(tmp_path, make_config, make_texts):
+    """The law of mixtures asks for them (scaling.analysis.laws); dense sweeps have no such column."""
+    config, texts = make_config("small", grid__budgets=(5e10,)), make_texts()
+    cells, dropped = make_grid(config, texts)
+    for experts in (0, 4):
+        shapes = [dataclasses.replace(cell.run.model, n_experts=experts) for cell in cells]
+        runs = [dataclasses.replace(cell.run, model=shape) for cell, shape in zip(cells, shapes, strict=True)]
+        changed = [dataclasses.replace(cell, run=run) for cell, run in zip(cells, runs, strict=True)]
+        sweep = write_sweep(tmp_path / str(experts), config, texts, changed, dropped)
+        results, _ = collect(tmp_path / str(experts), sweep)
+        assert ("n_experts" in results) == bool(experts)
+        assert (results["N_active"] < results["N"]).all() == bool(experts)
+        assert not experts or set(results["n_experts"]) == {4}
