@@ -297,7 +297,7 @@ def test_a_stopped_study_keeps_what_it_has_and_goes_on(simulate, tmp_path):
     [
         ({"grid": {"budgets": (1e3, 1e11)}}, "budget 1e\\+03 FLOPs keeps 0 of 7 sizes"),
         ({"data": {**CONFIG["data"], "max_epochs": 1e-6}}, "epochs"),
-        ({"placement": {"fsdp": 3}}, "placement.data x fsdp=3 does not divide microbatch=8"),
+        ({"placement": {"fsdp": 3}}, "placement.fsdp=3 does not divide batch_size=8"),
         ({"data": {**CONFIG["data"], "eval_windows": 10**9}}, "eval_windows=1000000000, but the validation split has"),
     ],
 )
