@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from scaling.files import write_json
@@ -17,6 +17,18 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     given = os.environ.get(VARIABLE)
     said = f"folder of published data sets (default: {VARIABLE})"
     parser.add_argument("--data", type=pathlib.Path, default=given, required=given is None, help=said)
+
+
+def asked_rows(about: str, rows: Collection[str]) -> tuple[list[str], pathlib.Path | None]:
+    """The flags of a benchmark of rows that are kept: which of them, by default all, and the file of finished ones."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default=",".join(rows), help="Which, comma-separated.")
+    parser.add_argument("--out", type=pathlib.Path, help="File of finished rows, which are not run again.")
+    arguments = parser.parse_args()
+    names = arguments.rows.split(",")
+    if unknown := [name for name in names if name not in rows]:
+        parser.error(f"no row {unknown[0]!r}; rows are {', '.join(rows)}")
+    return names, arguments.out
 
 
 def kept_rows(

@@ -40,14 +40,12 @@ What the estimate counts as alive at once was read off earlier compilations of s
 fresh test there. On one shape that is not here, it is 15 % too low: tests/parallel/test_memory.py.
 """
 
-import argparse
 import dataclasses
-import pathlib
 import statistics
 import sys
 from typing import Any
 
-from benchmarks import kept_rows
+from benchmarks import asked_rows, kept_rows
 from scaling.models.counts import flops_per_token, parameters
 from scaling.models.ladder import chinchilla_shape
 from scaling.parallel.placements import choose
@@ -129,17 +127,11 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measures the rows that are not in the file yet, and prints all that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(ROWS), help="Which, comma-separated: SIZE@TOPOLOGY.")
-    parser.add_argument("--out", type=pathlib.Path, help="File of finished rows, which are not run again.")
-    arguments = parser.parse_args()
-    names = arguments.rows.split(",")
-    if unknown := [name for name in names if name not in ROWS]:
-        parser.error(f"no row {unknown[0]!r}; rows are {', '.join(ROWS)}")
+    names, path = asked_rows(__doc__, ROWS)
     heads = ("N", "topology", "batch", "first choice", "GiB predicted", "GiB compiled", "error", "fits")
     print(f"| {' | '.join((*heads, 'compile s', 'RSS GiB'))} |\n|{' --- |' * (len(heads) + 2)}")
     done = []
-    for name, row in kept_rows(arguments.out, names, measure):
+    for name, row in kept_rows(path, names, measure):
         print(line(name, row), flush=True)
         done.append(row)
     print(f"\n{summary(done)}")

@@ -21,12 +21,10 @@ Result (2 shared cores, the same versions, 3 minutes; where it does not fit, the
     | 1.41B, v5e:16x16 | 8 | 2.94 (fits) | 2.81 | 28 | 25 | 1.8 |
 """
 
-import argparse
 import dataclasses
-import pathlib
 from typing import Any
 
-from benchmarks import kept_rows
+from benchmarks import asked_rows, kept_rows
 from scaling.models.counts import parameters
 from scaling.parallel.topology import parse_topology
 from scaling.runs import DataSpec, ModelShape, OptimizerSpec, Placement, Run, ScheduleSpec
@@ -95,16 +93,10 @@ def line(case: Case, proof: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measures the rows that are not in the file yet, and prints all that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(CASES), help="Which, comma-separated.")
-    parser.add_argument("--out", type=pathlib.Path, help="File of finished rows, which are not run again.")
-    arguments = parser.parse_args()
-    names = arguments.rows.split(",")
-    if unknown := [name for name in names if name not in CASES]:
-        parser.error(f"no row {unknown[0]!r}; rows are {', '.join(CASES)}")
+    names, path = asked_rows(__doc__, CASES)
     print("| model and slice | sequences a chip | peak GiB | MaxText | compile s | MaxText | RSS GiB |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for name, proof in kept_rows(arguments.out, names, lambda name: measure(CASES[name])):
+    for name, proof in kept_rows(path, names, lambda name: measure(CASES[name])):
         print(line(CASES[name], proof), flush=True)
 
 

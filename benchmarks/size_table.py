@@ -43,11 +43,9 @@ Result (2 shared cores, jax 0.10.2, libtpu 0.0.42.1 and jax-cuda12-plugin 0.10.2
 Estimated MFUs were off by -2 to +12 % on v5e, +5 to +6 % on v5p, 0 to +19 % on v6e, and +34 to +72 % on H100.
 """
 
-import argparse
-import pathlib
 from typing import Any
 
-from benchmarks import kept_rows
+from benchmarks import asked_rows, kept_rows
 from benchmarks.compiled_memory import measure, run_of
 from scaling.models.ladder import chinchilla_shape
 from scaling.parallel.costs import cost_of
@@ -97,15 +95,9 @@ def off(topology: str) -> str:
 
 def main() -> None:
     """Measures the rows that are not in the file yet, and prints all that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(ROWS), help="Which, comma-separated: SIZE@TOPOLOGY.")
-    parser.add_argument("--out", type=pathlib.Path, help="File of finished rows, which are not run again.")
-    arguments = parser.parse_args()
-    names = arguments.rows.split(",")
-    if unknown := [name for name in names if name not in ROWS]:
-        parser.error(f"no row {unknown[0]!r}; rows are {', '.join(ROWS)}")
+    names, path = asked_rows(__doc__, ROWS)
     print(f"| {' | '.join(HEADS)} |\n|{' --- |' * len(HEADS)}")
-    for name, row in kept_rows(arguments.out, names, measure):
+    for name, row in kept_rows(path, names, measure):
         print(line(name, row), flush=True)
     print(f"\nEstimated MFUs were off by: {'; '.join(map(off, TOPOLOGIES))}.")
 

@@ -31,7 +31,7 @@ from scaling.training.log_line import Pace, memory_line
 from scaling.training.preflight import check_vocabulary, compiled_to_fit, first_params, placed
 from scaling.training.result import Losses, make_result, mfu
 from scaling.training.schedules import learning_rates
-from scaling.training.step import Program, State, make_program
+from scaling.training.step import Program, State, lowered_step, make_program
 from scaling.training.trackers import Track, open_trackers, tracked
 
 LOGGED_LINES = 100  # a run, about
@@ -236,14 +236,11 @@ class _Trainer:
 
     def compiled(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """The step and the evaluation, compiled ahead, so that no time of theirs is charged to training."""
-        run, state = self.run, self.program.abstract_state
-        M = run.data.sequence_length + 1
-        tokens_BxM = jax.ShapeDtypeStruct((run.batch_size, M), np.int32, sharding=self.rows)
+        params, M = self.program.abstract_state.params, self.run.data.sequence_length + 1
         tokens_RxM = jax.ShapeDtypeStruct((self.eval_rows, M), np.int32, sharding=self.rows)
-        lr = jax.ShapeDtypeStruct((), np.float32)
         with self.clock.measure("compile"):
-            step = hosts.together(lambda: compiled_to_fit(self.program.step.lower(state, tokens_BxM, lr)))
-            window_losses = self.program.window_losses.lower(state.params, tokens_RxM).compile()
+            step = hosts.together(lambda: compiled_to_fit(lowered_step(self.program, self.run)))
+            window_losses = self.program.window_losses.lower(params, tokens_RxM).compile()
         if self.writes:
             self.say(memory_line(step))
         return step, window_losses

@@ -18,16 +18,15 @@ import traceback
 from typing import Any
 
 import jax
-import numpy as np
 
 from scaling.errors import InputError
 from scaling.parallel.absent import EXTRA, absent_devices, collectives_of, compiler_of, memory_of, too_large
 from scaling.parallel.chips import GIB
-from scaling.parallel.mesh import batch_sharding, make_mesh
+from scaling.parallel.mesh import make_mesh
 from scaling.parallel.topology import Topology, parse_topology
 from scaling.runs import Placement, Run, run_from_dict
 from scaling.specs import from_dict, require, to_dict
-from scaling.training.step import make_program
+from scaling.training.step import lowered_step, make_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +87,8 @@ def prove(run: Run, placement: Placement, topology: Topology) -> Proof:
 
 def _compiled_step(run: Run, placement: Placement, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
     program = make_program(run, placement, mesh)
-    M = run.data.sequence_length + 1
-    tokens_BxM = jax.ShapeDtypeStruct((run.batch_size, M), np.int32, sharding=batch_sharding(mesh))
-    lr = jax.ShapeDtypeStruct((), np.float32)
     with jax.set_mesh(mesh):
-        return program.step.lower(program.abstract_state, tokens_BxM, lr).compile()
+        return lowered_step(program, run).compile()
 
 
 def _accepted(compiled: jax.stages.Compiled, platform: str, hbm_gib: float) -> dict[str, Any]:

@@ -214,6 +214,16 @@ def _program(
     )
 
 
+def lowered_step(program: Program, run: Run) -> jax.stages.Lowered:
+    """The step for a run's batches, to be compiled: the same for those who train it and those who prove that it fits.
+
+    To be called under `jax.set_mesh(program.mesh)`.
+    """
+    shape = run.batch_size, run.data.sequence_length + 1
+    tokens_BxM = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(program.mesh))
+    return program.step.lower(program.abstract_state, tokens_BxM, jax.ShapeDtypeStruct((), jnp.float32))
+
+
 def kernels_of(placement: Placement, shape: ModelShape, length: int, precision: str, platform: str) -> Kernels:
     """The implementations that a placement takes on a platform ("tpu", "gpu" or "cpu")."""
     return Kernels(
