@@ -11,7 +11,7 @@ work of a causal mask, so sequences come in `balanced_order`: the first and the 
 
 import functools
 import math
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,36 +19,10 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from scaling.models.axes import Layout, constrain, on_each_device, spec
-from scaling.runs import ModelShape
+from scaling.models.kernels import SPLASH_BLOCK, Attention
 
-Kernel = Literal["plain", "splash", "cudnn"]
-SPLASH_BLOCK = 128  # positions: the lanes of a TPU's vector unit, of which splash's blocks are multiples
 LARGEST_BLOCK = 512  # of splash: blocks of scores, and what goes into them, must fit a TPU's vector memory
-CUDNN_HEAD_SIZE = 128  # the largest that cuDNN has on every GPU with bf16
 _AXES = ("batch", "length", "heads", None)
-
-
-def choose_attention(
-    kernels: Literal["auto", "plain"],
-    platform: Literal["tpu", "gpu", "cpu"],
-    shape: ModelShape,
-    length: int,
-    precision: Literal["fp32", "bf16"],
-    context: int,
-) -> Kernel:
-    """The kernel that `attention` runs: the platform's own where it can, else "plain".
-
-    splash: parts of a sequence that are multiples of 128 positions. cudnn: bf16, whole sequences, and a head size that
-    is a multiple of 8 up to 128.
-    """
-    if kernels == "plain":
-        return "plain"
-    if platform == "tpu" and length % (context * SPLASH_BLOCK) == 0:
-        return "splash"
-    sizes_fit = shape.head_size % 8 == 0 and shape.head_size <= CUDNN_HEAD_SIZE
-    if platform == "gpu" and precision == "bf16" and context == 1 and sizes_fit:
-        return "cudnn"
-    return "plain"
 
 
 def rotary_tables(positions_L: np.ndarray | jax.Array, head_size: int, base: float) -> tuple[jax.Array, jax.Array]:
@@ -128,7 +102,7 @@ def causal_attention(
 
 
 def attention(
-    q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, kernel: Kernel, layout: Layout | None
+    q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, kernel: Attention, layout: Layout | None
 ) -> jax.Array:
     """Causal attention of whole sequences in `balanced_order(L, layout.context)`, by the kernel of that name.
 

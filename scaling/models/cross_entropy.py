@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from scaling.models.axes import RULES, Layout, on_each_device, spec
+from scaling.models.kernels import MAX_LOGITS
 
-MAX_LOGITS = 2**22  # of a sequence at a time, in fp32 16 MiB
 TOKENS = (*RULES["batch"], *RULES["length"])  # the mesh axes over which tokens are dealt
 Names = tuple[str, ...]
 

@@ -19,6 +19,7 @@ import dataclasses
 import math
 
 from scaling.models.counts import block_biases, expert_rows, parameters
+from scaling.models.kernels import MAX_LOGITS, choose_attention
 from scaling.parallel.chips import GIB
 from scaling.parallel.topology import Topology
 from scaling.runs import ModelShape, Placement, Run
@@ -27,7 +28,6 @@ STATE_BYTES = 4  # fp32: of a parameter, of each of the two moments, and of a su
 LAYER_COPIES = 2  # of a layer's gathered weights: the one in use, and the next one's or its own gradient
 LANES = 128  # of a TPU's memory: a head of 64 takes as much of it as one of 128
 BYTES = {"bf16": 2, "fp32": 4}
-MAX_LOGITS = 2**22  # as scaling.models.cross_entropy has it, which imports JAX
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,14 +114,10 @@ def estimate_memory(run: Run, placement: Placement, topology: Topology) -> Memor
 
 
 def attention_kernel(run: Run, placement: Placement, topology: Topology) -> str:
-    """What `scaling.models.attention.choose_attention`, which imports JAX, will choose there."""
-    length, K = run.data.sequence_length, run.model.head_size
-    if placement.kernels == "plain":
-        return "plain"
-    if topology.chip.platform == "tpu" and length % (placement.context * 128) == 0:
-        return "splash"
-    fits = run.precision == "bf16" and placement.context == 1 and K % 8 == 0 and K <= 128
-    return "cudnn" if topology.chip.platform == "cuda" and fits else "plain"
+    """What attention will run by there."""
+    platform = {"tpu": "tpu", "cuda": "gpu", "cpu": "cpu"}[topology.chip.platform]
+    length = run.data.sequence_length
+    return choose_attention(placement.kernels, platform, run.model, length, run.precision, placement.context)
 
 
 def saved_bytes(shape: ModelShape, block: Block, p: Placement, size: int, kernel: str, length: int, K: int) -> float:

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from scaling.models.attention import balanced_order, choose_attention
+from scaling.models.attention import balanced_order
 from scaling.models.axes import Layout, constrain, spec
 from scaling.models.cross_entropy import summed_cross_entropy, token_nll
 from scaling.models.grouped_matmul import choose_grouped_matmul
+from scaling.models.kernels import choose_attention
 from scaling.models.module import Kernels
 from scaling.models.transformer import Stats, Transformer, init_params
 from scaling.parallel.mesh import batch_sharding, layout_of, shardings

@@ -12,11 +12,11 @@ import pytest
 from scaling.models.attention import (
     attention,
     balanced_order,
-    choose_attention,
     natural_order,
     rotary_tables,
 )
 from scaling.models.axes import Layout
+from scaling.models.kernels import choose_attention
 from scaling.parallel.mesh import make_mesh
 from scaling.runs import ModelShape, Placement
 

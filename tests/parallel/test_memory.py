@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from scaling.models import cross_entropy
-from scaling.models.attention import choose_attention
 from scaling.models.counts import parameters
+from scaling.models.kernels import choose_attention
 from scaling.models.ladder import chinchilla_shape
 from scaling.parallel.chips import GIB
 from scaling.parallel.memory import MAX_LOGITS, attention_kernel, block_of, estimate_memory
