@@ -1,6 +1,8 @@
 """One way to start every command: friendly errors for flags and configs, and the exit codes of the design.
 
-0 done; 1 a bug (traceback); 2 the user's input (one line); 3 some cells failed; 75 stopped on request, start again.
+0 done; 1 a bug (traceback); 2 the user's input, or what the user has to mend (one line); 3 some cells failed, and would
+fail again; 75 start again: stopped on request with all saved, or failed of what another try may not meet; 124 ended by
+the watchdog: start again.
 """
 
 import os
@@ -13,9 +15,9 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from scaling.errors import InputError, RunFailedError, StoppedError
+from scaling.errors import BusyError, InputError, LostClaimError, RunFailedError, StoppedError
 
-DONE, BAD_INPUT, FAILED, STOPPED = 0, 2, 3, 75
+DONE, BAD_INPUT, FAILED, AGAIN = 0, 2, 3, 75
 
 
 def launch(main: Callable[[list[str]], int | None]) -> None:
@@ -47,14 +49,14 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
         return _refuse(f"unexpected argument {argv[1]!r}: every option is a flag, --name=value")
     try:
         return main(argv[1:]) or DONE
+    except (StoppedError, LostClaimError, BusyError) as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return AGAIN
     except InputError as error:
         return _refuse(str(error))
-    except StoppedError as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return STOPPED
     except RunFailedError as error:
         print(f"failed: {error}", file=sys.stderr)
-        return FAILED
+        return error.exit_code
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -3,6 +3,29 @@
 import difflib
 from collections.abc import Iterable
 
+# What another try would do about a run that did not end. NEVER: the run itself fails, wherever it is trained, and would
+# fail again. MENDED: something here has to be changed first, by a person. SOON: it may be gone by itself, so launchers
+# try again, after a while and so many times.
+NEVER, MENDED, SOON = "never", "when mended", "soon"
+
+# kind -> (whether to try again, the exit code of a command that ends with it)
+KINDS = {
+    "not_finite": (NEVER, 3),
+    "diverged": (NEVER, 3),
+    "out_of_memory": (MENDED, 3),  # the same placement needs the same memory
+    "store_changed": (MENDED, 2),
+    "unwritable": (MENDED, 2),
+    "refused": (MENDED, 2),
+    "no_result": (MENDED, 3),  # of a sweep, no cell of which came through
+    "bug": (MENDED, 1),
+    "disk_full": (SOON, 75),
+    "storage": (SOON, 75),
+    "device": (SOON, 75),
+    "peer_lost": (SOON, 75),
+    "killed": (SOON, 75),
+    "hung": (SOON, 124),
+}
+
 
 class ScalingError(Exception):
     """Base of all errors raised on purpose by this project."""
@@ -22,8 +45,31 @@ class InputError(ScalingError):
         super().__init__(f"{message} ({do})" if do else message)
 
 
+class BusyError(InputError):
+    """Another process is at work on this run, or was until a moment ago. Commands exit with 75: start them again."""
+
+
 class RunFailedError(ScalingError):
-    """A run cannot be completed, and trying again would not help (a loss that is not finite, say)."""
+    """A run cannot go on. kind: why, of KINDS, which says whether to try again. step: where, if known.
+
+    Commands exit with the code of the kind.
+    """
+
+    def __init__(self, reason: str, kind: str, step: int | None = None):
+        self.kind, self.step = kind, step
+        super().__init__(reason)
+
+    @property
+    def exit_code(self) -> int:
+        """Of a command that ends with it."""
+        return KINDS[self.kind][1]
+
+
+class LostClaimError(ScalingError):
+    """Another process has taken over this run, because this one was paused or cut off for too long.
+
+    Nothing that this one does counts any more. Commands exit with 75.
+    """
 
 
 class StoppedError(ScalingError):

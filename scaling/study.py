@@ -99,7 +99,7 @@ def _collected(workdir: pathlib.Path, sweep: Sweep, failed: Failures) -> tuple[p
     results, curves = collect(workdir, sweep)
     if not (results["status"] == "done").any():
         cell, reason = failed[0]
-        raise RunFailedError(f"no cell has a result ({totals(results)}); the first to fail, {cell.id}: {reason}")
+        raise RunFailedError(f"no cell has a result ({totals(results)}); the first to fail, {cell.id}: {reason}", "no_result")
     return results, curves
 
 

@@ -54,7 +54,7 @@ def _pool(workers: int) -> Any:
     except BrokenProcessPool:
         sender.close()
         raise RunFailedError(
-            "a worker process was killed, for want of memory perhaps: fewer processes need less"
+            "a worker process was killed, for want of memory perhaps: fewer processes need less", "out_of_memory"
         ) from None
     except BaseException:
         sender.close()  # ends the workers at once, in the middle of their jobs

@@ -268,7 +268,7 @@ class _Trainer:
             reason = f"step {done} of {self.run.steps}: " + ", ".join(f"{k} {v}" for k, v in values.items())
             if self.writes:
                 write_json(self.directory / "failure.json", {"reason": reason, "step": done, "final": True})
-            raise RunFailedError(f"{run_id(self.run)}: {reason}")
+            raise RunFailedError(f"{run_id(self.run)}: {reason}", "not_finite", done)
 
     def evaluate(self, window_losses: Callable[..., jax.Array], state: State, done: int) -> Losses:
         losses = {}

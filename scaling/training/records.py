@@ -2,12 +2,15 @@
 
 import json
 import math
+import os
 import pathlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import google_crc32c
 
 from scaling.errors import InputError
 
@@ -29,6 +32,48 @@ def cut_back(path: pathlib.Path, steps: int, evaluations_from: float = math.inf)
         if not past:
             kept.append(line + "\n")
     path.write_text("".join(kept), encoding="utf-8")
+
+
+def attempt_folder(directory: pathlib.Path, number: int) -> pathlib.Path:
+    """Where an attempt at the run of a directory writes: see scaling.training.attempts."""
+    return directory / "attempts" / str(number)
+
+
+def records_of(directory: pathlib.Path) -> pathlib.Path:
+    """The folder that has the metrics of a run now: its own once they were recorded, else its newest attempt's."""
+    if (directory / "metrics.jsonl").exists():
+        return directory
+    numbers = [
+        int(path.parent.name) for path in directory.glob("attempts/*/metrics.jsonl") if path.parent.name.isdecimal()
+    ]
+    return attempt_folder(directory, max(numbers)) if numbers else directory
+
+
+def up_to(path: pathlib.Path, steps: int, evaluations_from: float = math.inf) -> str:
+    """The lines of a .jsonl file that stand: up to `steps`, without evaluations from a step on, and without a last line
+    that a kill broke."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
+        try:
+            record = json.loads(line)
+            past = record["step"] > steps or ("eval" in record and record["step"] >= evaluations_from)
+        except ValueError:
+            break  # only the last line can be half-written
+        if not past and line.endswith("\n"):
+            kept.append(line)
+    return "".join(kept)
+
+
+def checksum(text: str) -> int:
+    """Of the lines that belong to a checkpoint: CRC-32C, as stored in it."""
+    return google_crc32c.value(text.encode())
+
+
+def sync(path: pathlib.Path) -> None:
+    """Makes what was appended to a file outlast the machine: a checkpoint must not be newer than its metrics."""
+    if path.exists():
+        with open(path, "rb") as f:
+            os.fsync(f.fileno())
 
 
 def append(path: pathlib.Path, record: dict[str, Any]) -> None:

@@ -1,0 +1,179 @@
+"""An attempt at a run: the claim on it, a folder of its own, and how it ended.
+
+    claim.json                 who is at work on the run: see scaling.training.claims
+    attempts/3/attempt.json    of the third attempt: who, where, from which step, and how it ended
+    attempts/3/metrics.jsonl   and timing.jsonl, which begin with the lines up to the step that it went on from
+    result.json                recorded once; the metrics of the attempt that did so then move up beside it
+    failure.json               why the last attempt failed; gone with success
+
+Two attempts never write one file, so one that was taken for dead and wakes up again spoils nothing.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from scaling.errors import BusyError, InputError, LostClaimError, RunFailedError, StoppedError
+from scaling.files import make_directory, read_json, write_json
+from scaling.runs import Placement, Run, run_to_dict
+from scaling.specs import to_dict
+from scaling.training import claims, hosts, records
+from scaling.training.failures import Failure, failure_of
+
+
+class Attempt:
+    """What the processes of a run know of their attempt at it. Process 0 alone holds the claim, and writes."""
+
+    def __init__(self, directory: pathlib.Path, number: int, held: claims.Held | None):
+        self.directory, self.number, self._held = directory, number, held
+        self.folder = records.attempt_folder(directory, number)
+        self.step: int | None = None  # the last that was taken, for the record of a failure
+        self._told: dict[str, Any] = {
+            "attempt": number,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "time": time.time(),
+            "outcome": None,
+        }
+
+    def check(self) -> None:
+        """Raises LostClaimError, on every process, if another has taken the run over. Asked before each save."""
+        if not hosts.told(lambda: self._held.is_mine()):
+            raise claims.lost(self.directory)
+
+    def count(self, more: Callable[[], claims.Spent]) -> None:
+        """Adds what this attempt spends, joules say, to the sums that its heartbeat writes."""
+        if self._held is not None:
+            self._held.counted.append(more)
+
+    def spent(self) -> claims.Spent:
+        """Over all attempts up to now, on every process: wall_seconds, and what was counted."""
+        return hosts.told(lambda: self._held.spent())
+
+    def tell(self, **facts: Any) -> None:
+        """Adds to attempt.json, on process 0."""
+        self._told.update(facts)
+        if self._held is not None:
+            write_json(self.folder / "attempt.json", self._told)
+
+    def record(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Records the result, unless another attempt was first, and returns what then stands in result.json."""
+
+        def recorded() -> dict[str, Any]:
+            path = self.directory / "result.json"
+            if claims.record_once(path, result):
+                publish(self.directory)
+                self.tell(outcome="recorded")
+                (self.directory / "failure.json").unlink(missing_ok=True)
+            else:
+                first = read_json(path)
+                same = {**first, "timing": None} == {**result, "timing": None}
+                self.tell(outcome="duplicate", same=same)
+            return read_json(path)
+
+        return hosts.told(recorded)
+
+    def fail(self, failure: Failure) -> None:
+        """Leaves the reason of a failure, on process 0: in attempt.json, and in failure.json while the run is ours."""
+        if self._held is None:
+            return
+        facts = {"kind": failure.kind, "reason": failure.reason, "step": failure.step}
+        try:
+            self.tell(outcome="failed", **facts)
+            if self._held.is_mine():
+                write_json(self.directory / "failure.json", failure.to_json())
+        except (OSError, ValueError, InputError) as error:
+            # Where nothing can be written, on a disk that is full say, the reason goes to standard error alone.
+            print(f"{self.directory}: failure.json could not be written: {error}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def begun(run: Run, placement: Placement, directory: pathlib.Path, stale_seconds: float) -> Iterator[Attempt]:
+    """Holds the run of a directory for the processes that train it, and leaves word of how that ended.
+
+    Raises BusyError while others hold it. What is raised inside becomes StoppedError, LostClaimError, BusyError,
+    InputError or RunFailedError with its kind; what has no kind is a bug, and raised as it is.
+    """
+    with contextlib.ExitStack() as held_here:
+        held: list[claims.Held] = []
+
+        def begin() -> int:
+            make_directory(directory)
+            held.append(claims.take_patiently(directory, stale_seconds))
+            held_here.enter_context(held[0].beating())
+            write_json(directory / "run.json", run_to_dict(run))
+            write_json(directory / "placement.json", to_dict(placement))
+            return held[0].attempt
+
+        number = hosts.told(lambda: _classified(begin))
+        attempt = Attempt(directory, number, held[0] if held else None)
+        try:
+            attempt.tell()
+            yield attempt
+        except StoppedError:
+            attempt.tell(outcome="stopped")
+            raise
+        except LostClaimError:
+            attempt.tell(outcome="lost")
+            raise
+        except Exception as error:
+            failure = failure_of(error, attempt.step, attempt.number)
+            attempt.fail(failure)
+            if failure.kind == "bug" or isinstance(error, InputError | RunFailedError | BusyError):
+                raise
+            traceback.print_exc()
+            raise RunFailedError(failure.reason, failure.kind, failure.step) from error
+
+
+def _classified(begin: Callable[[], int]) -> int:
+    """What `begin` returns; of a directory that cannot be written to, the reason in our own words."""
+    try:
+        return begin()
+    except (OSError, ValueError) as error:
+        failure = failure_of(error)
+        if failure.kind == "bug":
+            raise
+        raise RunFailedError(failure.reason, failure.kind) from error
+
+
+def recorded(run: Run, directory: pathlib.Path) -> dict[str, Any] | None:
+    """The result of a run that has one. Raises InputError if the directory is that of another run."""
+    run_path, result_path = directory / "run.json", directory / "result.json"
+    if run_path.exists() and read_json(run_path) != run_to_dict(run):
+        raise InputError("holds another run", where=str(directory), do="give another --workdir")
+    if not result_path.exists():
+        return None
+    publish(directory)
+    return read_json(result_path)
+
+
+def publish(directory: pathlib.Path) -> None:
+    """Moves the metrics of the attempt that recorded the result up beside it. Done again, it does nothing."""
+    number = read_json(directory / "result.json")["timing"]["attempt"]
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(records.attempt_folder(directory, number) / name, directory / name)
+
+
+def failed_alone(directory: pathlib.Path, reason: str) -> Failure:
+    """Leaves word of an attempt whose process died without one, kill -9 say; for the launcher that has seen it die.
+
+    Nothing is written if another attempt is under way, or has recorded the result.
+    """
+    claim = claims.read_claim(directory)
+    number = None if claim is None else claim.attempt
+    failure = Failure("killed", reason, attempt=number)
+    if (directory / "result.json").exists() or (claim is not None and claims.seems_alive(claim, float("inf"))):
+        return failure
+    path = directory / "attempts" / str(number) / "attempt.json"
+    if path.exists() and read_json(path)["outcome"] is None:
+        write_json(path, {**read_json(path), "outcome": "failed", "kind": failure.kind, "reason": reason})
+    write_json(directory / "failure.json", dataclasses.replace(failure, attempt=number).to_json())
+    return failure
