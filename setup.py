@@ -37,8 +37,15 @@ setup(
         "tensorboardX>=2.6.4,<3",
     ],
     extras_require={
-        "test": ["pytest>=8.4,<10", "pytest-xdist>=3.8,<4", "ruff>=0.14,<1", "tensorboard>=2.21,<3"],
+        "test": [
+            "pytest>=8.4,<10",
+            "pytest-xdist>=3.8,<4",
+            "hypothesis>=6.130,<7",
+            "ruff>=0.14,<1",
+            "tensorboard>=2.21,<3",
+        ],
         "watch": ["tensorboard>=2.21,<3", "wandb>=0.31,<1"],
+        "ray": ["ray>=2.60,<3"],  # --launcher=ray; 2.60 has topology_strategy, which keeps a cell within a TPU slice
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
         # Compilers for hardware that is not here (tools.plan --aot), in the versions that jax pins: libtpu, and the

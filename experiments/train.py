@@ -7,14 +7,16 @@ python -m experiments.train --plan=plan.json --cell=d5120x47 --workdir=runs/16b 
 The third starts on the placement that tools.plan has found, if the hardware is what was planned. On several hosts, each
 starts the same command: with --distributed where jax finds the others itself (SLURM, Kubernetes, TPU pods), or with
 --coordinator=HOST:PORT --processes=2 --process_id=0, and 1. They need one WORKDIR and see the same --stores.
+
+Killed or stopped at any moment, the same command goes on from the last good checkpoint, and ends with the same bits.
+Exit codes: 0 done, 75 and 124 start it again, 2 something has to be mended first, 3 it has failed and would fail again,
+1 a bug; the reason is in WORKDIR/failure.json.
 """
 
 import contextlib
 import dataclasses
 import pathlib
-import signal
 import sys
-import threading
 from typing import Any
 
 from absl import flags
@@ -29,7 +31,9 @@ from scaling.runs import Placement, Run, run_from_dict, run_id
 from scaling.specs import require
 from scaling.sweeps.cells import continued_run, one_run
 from scaling.sweeps.config import one_config
+from scaling.sweeps.one_cell import stop_on_signals
 from scaling.sweeps.texts import find_stores, prepare_text, verify_stores
+from scaling.training.care import parse_care
 from scaling.training.planned import Planned, check_hardware, find_cell, hardware, planned_lines, read_plan
 from scaling.training.trackers import check_trackers
 
@@ -42,6 +46,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required
 STORES = flags.DEFINE_string("stores", command.default_stores(), "Directory where token stores are kept.")
 TRACKERS = flags.DEFINE_list("trackers", [], "Where to watch the run besides: tensorboard, wandb.")
 PROFILE_STEPS = flags.DEFINE_integer("profile_steps", 0, "Steps to take a profile of.", lower_bound=0)
+CARE = flags.DEFINE_string("care", "", "How it is looked after: NAME=NUMBER,... of scaling.training.care.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One process of several that jax finds: SLURM, GKE, TPU pods.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "Or HOST:PORT of process 0, with the next two.")
 PROCESSES = flags.DEFINE_integer("processes", None, "How many processes train the run.", lower_bound=1)
@@ -64,6 +69,7 @@ def main(argv: list[str]) -> None:
     check_trackers(TRACKERS.value)
     asked = [value for value in (CONFIG.value, RUN.value, PLAN.value) if value is not None]
     require(len(asked) == 1, "give either --config, --run or --plan")
+    parse_care(CARE.value)
     require((PLAN.value is None) == (CELL.value is None), "--plan and --cell come together")
     workdir = pathlib.Path(WORKDIR.value)
     require("://" not in WORKDIR.value, "is not in a file system", "a folder that every host sees", WORKDIR.value)
@@ -94,10 +100,7 @@ def _train(task: Task, workdir: pathlib.Path) -> dict[str, Any] | None:
         if hosts.writes():
             print(*planned_lines(planned, here), sep="\n")
         hosts.together(lambda: check_hardware(planned.topology, planned.needed_gib, here))
-    stop = threading.Event()
-    # After the processes are connected: jax's own handler of SIGTERM, which `connect` puts up, would keep it from us.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_on_signals()  # after the processes are connected: see there
     on_screen = hosts.writes() and sys.stderr.isatty()  # in a log the lines are enough
     with progress_bar(task.run.steps, "step", run_id(task.run)) if on_screen else contextlib.nullcontext() as bar:
 
@@ -122,6 +125,7 @@ def _train(task: Task, workdir: pathlib.Path) -> dict[str, Any] | None:
             trackers=TRACKERS.value,
             profile_steps=PROFILE_STEPS.value,
             say=say,
+            care=parse_care(CARE.value),
         )
     return result if hosts.writes() else None
 

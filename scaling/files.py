@@ -1,16 +1,25 @@
-"""Files that are either whole or absent."""
+"""Files that are written whole or not at all, and read as data that anyone may have written."""
 
+import errno
 import json
+import math
 import os
 import pathlib
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, ValuesView
 from contextlib import contextmanager
 from typing import Any
 
 from scaling.errors import InputError
 
 Path = str | os.PathLike[str]
+
+DEPTH = 64  # levels of JSON: our own files have nine at most, and what walks them by recursion needs room
+NAME_LENGTH = 128  # file systems allow 255 bytes, of which suffixes and temporary names take some
+SHOWN, PATH_SHOWN = 80, 400  # characters of a refused value, and of a path
+_NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))[A-Za-z0-9][A-Za-z0-9_.-]*")
+_NOT_READABLE = (errno.EISDIR, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 @contextmanager
@@ -47,15 +56,107 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes readable JSON, atomically. NaN and infinity are refused: JSON has neither."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    """Writes readable JSON, atomically. NaN and infinity are refused: JSON has neither.
+
+    Raises InputError for text that is not Unicode, as names of files may be: it could not be read again.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    try:
+        _check_unicode(text, value)
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"would hold text that is not Unicode: {error}", str(path), "rename the file it names"
+        ) from None
+    write_text(path, text)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file. Raises InputError if there is none, or none that may be read.
+
+    What else a disk refuses is raised as it is: it says nothing about the file, and another try may go better.
+    """
+    try:
+        return pathlib.Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError("no such file", where=str(path)) from None
+    except ValueError:  # a NUL byte, or characters that no file system can spell
+        raise InputError(f"{str(path)[:SHOWN]!r} cannot name a file") from None
+    except OSError as error:
+        if error.errno not in _NOT_READABLE:
+            raise
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path)[:PATH_SHOWN]) from None
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON. Raises InputError if the file is missing or is not JSON."""
+    """Reads JSON. Raises InputError if the file is missing, and as `parse_json` does."""
+    return parse_json(read_bytes(path), str(path))
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """The value of a JSON text, which anyone may have written.
+
+    Raises InputError for what is not UTF-8 or not JSON, and, as RFC 8259 (sections 6, 8.2 and 9) lets a reader, for NaN,
+    infinity and numbers beyond floats, half a surrogate pair, a key twice in one object, and more than DEPTH levels. So
+    what is read can be written again, hashed, and walked by recursion.
+    """
     try:
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError("no such file", where=str(path)) from None
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        value = json.loads(text, object_pairs_hook=_mapping, parse_float=_finite, parse_constant=_finite)
+        _check_unicode(text, value)
+        level = [value]
+        for _ in range(DEPTH):
+            inside = (each.values() if isinstance(each, dict) else each for each in level)
+            level = [item for items in inside if isinstance(items, list | ValuesView) for item in items]
+        if level:
+            raise RecursionError
     except ValueError as error:
-        raise InputError(f"not JSON: {error}", where=str(path)) from None
+        raise InputError(f"not JSON: {error}", where) from None
+    except RecursionError:
+        raise InputError(f"nested deeper than {DEPTH} levels", where) from None
+    return value
+
+
+def _check_unicode(text: str, value: Any) -> None:
+    """Raises UnicodeEncodeError for half a surrogate pair, which JSON can spell and no other file can hold."""
+    if re.search(r"\\u[dD]", text):
+        json.dumps(value, ensure_ascii=False).encode()
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        known: set[str] = set()
+        twice = next(key for key, _ in pairs if key in known or known.add(key))
+        raise ValueError(f"the key {twice[:SHOWN]!r} twice in one object")
+    return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:SHOWN]} is not a finite number")
+    return number
+
+
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """For what uses the fields of a file, or of a directory's files, inside: raises InputError, which names it, where
+    they are not there, or not of their type."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise InputError(f"does not say what it should: {type(error).__name__}: {error}", where=str(path)) from error
+
+
+def check_name(name: Any, where: str = "") -> str:
+    """A name that came from a file or a flag, where it becomes one of a file or directory: it names something directly
+    inside the directory that it is put to, on any file system.
+
+    Raises InputError for anything but ASCII letters, digits, `_`, `-` and `.`, for a first character that is no letter
+    or digit (no "..", no hidden file), for more than NAME_LENGTH, and for names that Windows shares keep for devices.
+    """
+    if isinstance(name, str) and len(name) <= NAME_LENGTH and _NAME.fullmatch(name):
+        return name
+    said = repr(name[:SHOWN]) if isinstance(name, str) else f"a value of type {type(name).__name__}"
+    do = f"letters, digits, and inside also _ - and .; at most {NAME_LENGTH} characters"
+    raise InputError(f"{said} cannot name a file", where, do)

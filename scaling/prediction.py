@@ -1,7 +1,7 @@
 """The test of a law: a loss predicted before its run is trained, and what came of it."""
 
-import dataclasses
 import hashlib
+import json
 import pathlib
 from typing import Any
 
@@ -10,11 +10,11 @@ import pandas as pd
 from scaling.analysis.analyze import Analysis
 from scaling.analysis.decisions import predict_loss
 from scaling.analysis.report import inside
-from scaling.files import read_json, write_json
 from scaling.models.counts import counts
 from scaling.sweeps.cells import Cell
 from scaling.sweeps.results import cell_status
-from scaling.sweeps.workdir import Sweep, run_directory, save_sweep
+from scaling.sweeps.tasks import read_result
+from scaling.sweeps.workdir import Sweep, add_cells, run_directory, update
 
 
 def predict(
@@ -22,18 +22,29 @@ def predict(
 ) -> tuple[Sweep, dict[str, Any]]:
     """The loss that the law expects of a recommended cell, written to prediction.json before that run is trained.
 
-    A prediction once made from the losses of a grid stands; a grid that has grown makes a new one.
+    A prediction once made from the losses of a grid stands, whoever has made it; a grid that has grown makes a new one.
     """
-    path = workdir / "prediction.json"
     losses = results.loc[results["role"] == "grid", ["run", "loss"]].to_csv(index=False)
     digest = hashlib.sha256(losses.encode()).hexdigest()
-    if path.exists():
-        made = read_json(path)
-        if made["grid_sha256"] == digest and made["target_flops"] == cell.budget:
-            return sweep, made
+    found: list[dict[str, Any]] = []
+
+    def standing(text: str | None) -> str:
+        made = None if text is None else json.loads(text)
+        if made and (made["grid_sha256"], made["target_flops"]) == (digest, cell.budget):
+            found.append(made)
+            return text
+        add_cells(workdir, sweep, [cell])  # first: who finds a prediction finds its cell
+        found.append(_prediction(workdir, cell, analysis, digest))
+        return json.dumps(found[-1], indent=2, allow_nan=False) + "\n"
+
+    update(workdir / "prediction.json", standing)
+    return add_cells(workdir, sweep, []), found[-1]
+
+
+def _prediction(workdir: pathlib.Path, cell: Cell, analysis: Analysis, digest: str) -> dict[str, Any]:
     run = cell.run
     counted = counts(run.model, run.data.sequence_length, run.tokens)
-    prediction = {
+    return {
         "target_flops": cell.budget,
         "run": cell.id,
         **{name: counted[name] for name in ("N", "D", "C")},
@@ -41,11 +52,6 @@ def predict(
         "blind": cell_status(run_directory(workdir, cell.id))[0] != "done",
         "grid_sha256": digest,
     }
-    if cell.id not in {known.id for known in sweep.cells}:
-        sweep = dataclasses.replace(sweep, cells=(*sweep.cells, cell))
-        save_sweep(workdir, sweep)
-    write_json(path, prediction)
-    return sweep, prediction
 
 
 def predicted_line(prediction: dict[str, Any]) -> str:
@@ -74,6 +80,5 @@ def prediction_line(prediction: dict[str, Any]) -> str:
 
 def measured(workdir: pathlib.Path, prediction: dict[str, Any]) -> dict[str, Any]:
     """A prediction with what its run came to: None while it has no result."""
-    path = run_directory(workdir, prediction["run"]) / "result.json"
-    result = read_json(path) if path.exists() else {}
+    result = read_result(run_directory(workdir, prediction["run"])) or {}
     return {**prediction, "measured": result.get("loss"), "loss_stderr": result.get("loss_stderr")}

@@ -16,6 +16,7 @@ from scaling.specs import from_dict, require, settle, to_dict
 
 SCHEMA = 1
 LEVEL = 0.9
+FARTHEST = 100.0  # of ln peak_lr from 0, and of each coefficient: exp ends at 700
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,7 @@ class LearningRateRule:
         for name in ("N_range", "B_range", "D_range"):
             ends = getattr(self, name)
             require(ends is None or 0 < ends[0] <= ends[1], f"rule.{name}={ends} is not a range of positive numbers")
+        require(max(map(abs, (self.a, self.b, self.c))) <= FARTHEST, f"rule of {self.a}, {self.b}, {self.c} is none")
         require(self.c == 0 or self.B_range is not None, f"rule.c={self.c} without a range of batches")
         require((self.covariance is None) == (self.t is None), "rule: covariance and t come together")
         shape = [len(row) for row in self.covariance or ()]
@@ -57,14 +59,17 @@ class LearningRateRule:
 
     def peak_lr(self, N: float, B: float) -> float:
         """The peak rate of N parameters and a batch of B tokens. Raises InputError where they are not positive."""
-        return math.exp(_dot((self.a, self.b, self.c), self._position(N, B)))
+        log_lr = _dot((self.a, self.b, self.c), self._position(N, B))
+        if abs(log_lr) > FARTHEST:
+            raise InputError(f"the rule {self.formula()} gives no rate at N={N:.4g}, B={B:.4g}")
+        return math.exp(log_lr)
 
     def interval(self, N: float, B: float) -> tuple[float, float] | None:
         """The 90 % interval of `peak_lr`, None where the rule has none. It supposes that the form goes on."""
         if self.covariance is None or self.t is None:
             return None
         x = self._position(N, B)
-        half = self.t * math.sqrt(max(0.0, _dot(x, tuple(_dot(row, x) for row in self.covariance))))
+        half = min(FARTHEST, self.t * math.sqrt(max(0.0, _dot(x, tuple(_dot(row, x) for row in self.covariance)))))
         return self.peak_lr(N, B) * math.exp(-half), self.peak_lr(N, B) * math.exp(half)
 
     def extrapolation(self, N: float, B: float) -> float:

@@ -10,7 +10,7 @@ import json
 import math
 from typing import Any, Literal
 
-from scaling.specs import from_dict, require, settle, to_dict
+from scaling.specs import from_dict, require, settle, shown, to_dict
 
 SCHEMA = 1
 MAIN_SPLIT = "validation"  # the evaluation set of data.store, whose loss is the run's
@@ -114,7 +114,7 @@ class Component:
 
     def __post_init__(self) -> None:
         settle(self, "data.mixture")
-        require(self.weight >= 0, f"data.mixture: weight={self.weight} is negative")
+        require(0 <= self.weight < 1e300, f"data.mixture: weight={self.weight} is negative, or too large to sum")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,7 +329,8 @@ class Placement:
 
 def nearest_divisor(number: int, size: int) -> int:
     """The divisor of `number` that is nearest to `size` in ratio, the smaller of two as near."""
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    small = [d for d in range(1, min(math.isqrt(number), 10**6) + 1) if number % d == 0]  # all, of numbers below 1e12
+    divisors = {*small, *(number // d for d in small)}
     return min(divisors, key=lambda d: (max(d / size, size / d), d))
 
 
@@ -348,7 +349,7 @@ def run_from_dict(values: dict[str, Any], where: str = "") -> Run:
     require(isinstance(values, dict), f"expected the mapping of a run, got {type(values).__name__}", where=where)
     values = dict(values)
     schema = values.pop("schema", SCHEMA)
-    require(schema == SCHEMA, f"schema {schema!r} of a run; this version reads {SCHEMA}", where=where)
+    require(schema == SCHEMA, f"schema {shown(schema)} of a run; this version reads {SCHEMA}", where=where)
     return from_dict(Run, values, where)
 
 

@@ -22,17 +22,19 @@ from scaling.analysis.isoflop import isoflop
 from scaling.analysis.table import table_from_frame
 from scaling.analysis.tuning import rates_report
 from scaling.errors import InputError, RunFailedError
+from scaling.files import write_text
 from scaling.prediction import measured, predict, predicted_line, prediction_line
 from scaling.runs import run_from_dict, run_to_dict
 from scaling.sweeps.cells import Cell, Common, all_stores, check_epochs, common, recommended_run
 from scaling.sweeps.config import SweepConfig
-from scaling.sweeps.execution import Way, execute
+from scaling.sweeps.execution import execute
 from scaling.sweeps.grid import make_grid
 from scaling.sweeps.refine import Found, second_pass
 from scaling.sweeps.results import collect, totals
+from scaling.sweeps.tasks import Way
 from scaling.sweeps.texts import Texts
 from scaling.sweeps.vary import Variant, label
-from scaling.sweeps.workdir import Sweep, rule_of, save_sweep, write_sweep
+from scaling.sweeps.workdir import Sweep, add_cells, rule_of, write_sweep
 from scaling.tuned import tunes_rates, write_tuning
 
 Failures = tuple[tuple[Cell, str], ...]
@@ -78,12 +80,12 @@ def run_study(
     sweep = write_sweep(workdir, config, texts, cells, dropped)
     sizes = ", ".join(f"{store.source} ({store.splits['train'].tokens:,})" for store in all_stores(texts).values())
     say(f"{len(sweep.grid)} cells, {len(dropped)} dropped; texts (training tokens): {sizes}")
-    failed = tuple(execute(workdir, sweep.grid, sweep.stores, config.placement, way))
+    failed = tuple(execute(workdir, sweep, sweep.grid, way))
     results, curves = _collected(workdir, sweep, failed)
     if refine:
         sweep, added = _second_pass(workdir, sweep, texts, results)
         say(f"{len(added)} cells added around the optima found" if added else "nothing to add around the optima found")
-        failed += tuple(execute(workdir, added, sweep.stores, config.placement, way))
+        failed += tuple(execute(workdir, sweep, added, way))
         results, curves = collect(workdir, sweep)
     variants = list(dict.fromkeys(cell.variant for cell in sweep.grid))
     if tunes_rates(config):
@@ -99,7 +101,9 @@ def _collected(workdir: pathlib.Path, sweep: Sweep, failed: Failures) -> tuple[p
     results, curves = collect(workdir, sweep)
     if not (results["status"] == "done").any():
         cell, reason = failed[0]
-        raise RunFailedError(f"no cell has a result ({totals(results)}); the first to fail, {cell.id}: {reason}", "no_result")
+        raise RunFailedError(
+            f"no cell has a result ({totals(results)}); the first to fail, {cell.id}: {reason}", "no_result"
+        )
     return results, curves
 
 
@@ -121,9 +125,7 @@ def _second_pass(
     cells, dropped = second_pass(sweep, texts, found)
     known = {cell.key for cell in sweep.cells}
     added = tuple(cell for cell in cells if cell.key not in known)
-    sweep = dataclasses.replace(sweep, cells=(*sweep.cells, *added), dropped=(*sweep.dropped, *dropped))
-    save_sweep(workdir, sweep)
-    return sweep, added
+    return add_cells(workdir, sweep, added, dropped), added
 
 
 def _law(
@@ -147,7 +149,7 @@ def _law(
         sweep, prediction = predict(workdir, sweep, cell, results, analysis)
         tested = [cell for cell in sweep.cells if cell.id == prediction["run"]]
         say(f"predicted, before it is trained: {predicted_line(prediction)}")
-        failed += tuple(execute(workdir, tested, sweep.stores, config.placement, way))
+        failed += tuple(execute(workdir, sweep, tested, way))
         results, _ = collect(workdir, sweep)
         prediction = measured(workdir, prediction)
         # The tested run has no part in any number: only the table now has its row, among those dropped.
@@ -190,8 +192,7 @@ def _laws_side_by_side(
         said += [sentence] if sentence else []
         rows.append({**row, **_numbers(analysis), **multiplier})
     table = pd.DataFrame(rows)
-    (workdir / "report").mkdir(parents=True, exist_ok=True)
-    table.to_csv(workdir / "report" / "variants.csv", index=False)
+    write_text(workdir / "report" / "variants.csv", table.to_csv(index=False))
     said.append(table.to_string(index=False))
     return Study(results, analyses, None, failed, tuple(said), workdir / "report" / "variants.csv")
 

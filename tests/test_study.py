@@ -22,10 +22,11 @@ from scaling.models.counts import counts
 from scaling.runs import run_from_dict, run_to_dict
 from scaling.study import run_study
 from scaling.sweeps.config import sweep_config
-from scaling.sweeps.execution import Way
 from scaling.sweeps.grid import make_grid
+from scaling.sweeps.tasks import Way
 from scaling.sweeps.texts import Text
 from scaling.sweeps.workdir import read_sweep, run_directory
+from scaling.training.failures import Failure
 
 # L = E + A / N^alpha + B / D^beta, with its optimum near 60k parameters at 5e11 FLOPs, as bytes of Python have it.
 LAW = {"E": 1.0, "A": 55.0, "B": 128.0, "alpha": 0.4, "beta": 0.36}
@@ -52,7 +53,7 @@ def texts_of(tokens):
     return collections.defaultdict(lambda: text, {None: text})
 
 
-def simulated(workdir, cells, stores, placement, way, loss=law):
+def simulated(workdir, sweep, cells, way, loss=law):
     """Writes what training would, with losses of the known law, at ten points on the way."""
     for cell in cells:
         directory, run = run_directory(workdir, cell.id), cell.run
@@ -65,7 +66,13 @@ def simulated(workdir, cells, stores, placement, way, loss=law):
             lines.append({"step": step, "tokens": tokens, "eval": {"validation": {"loss": loss(N, tokens)}}})
         write_json(directory / "run.json", run_to_dict(run))
         (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        result = {"loss": loss(N, run.tokens), "loss_stderr": 0.01, "unique_tokens": run.tokens, "epochs": 0.1}
+        result = {
+            "run": cell.id,
+            "loss": loss(N, run.tokens),
+            "loss_stderr": 0.01,
+            "unique_tokens": run.tokens,
+            "epochs": 0.1,
+        }
         write_json(directory / "result.json", result)
     return []
 
@@ -182,12 +189,12 @@ def test_a_study_again_gives_the_same_report(simulate, tmp_path):
 def test_the_prediction_is_on_disk_before_its_run_is_trained(simulate, tmp_path):
     seen = []
 
-    def watch(workdir, cells, *rest):
+    def watch(workdir, sweep, cells, way):
         if cells[0].role == "prediction":
             seen.append((read_json(workdir / "prediction.json"), [cell.id for cell in cells]))
             assert not (run_directory(workdir, cells[0].id) / "result.json").exists()
             assert cells[0] in read_sweep(workdir).cells
-        return simulated(workdir, cells, *rest)
+        return simulated(workdir, sweep, cells, way)
 
     simulate(watch)
     done = run_study(config_of(), texts_of(1e9), tmp_path / "s", Way(1))
@@ -238,12 +245,13 @@ def test_a_law_without_an_optimum_is_reported_and_predicts_nothing(simulate, tmp
     assert read_json(tmp_path / "s" / "report" / "next_run.json") == []
 
 
-def failing(workdir, cells, stores, placement, way, which):
+def failing(workdir, sweep, cells, way, which):
     """Simulated runs of which some fail for good."""
     lost = [cell for cell in cells if which(cell)]
-    simulated(workdir, [cell for cell in cells if cell not in lost], stores, placement, way)
+    simulated(workdir, sweep, [cell for cell in cells if cell not in lost], way)
     for cell in lost:
-        write_json(run_directory(workdir, cell.id) / "failure.json", {"reason": "step 7: loss nan", "final": True})
+        failure = Failure("not_finite", "step 7: loss nan")
+        write_json(run_directory(workdir, cell.id) / "failure.json", failure.to_json())
     return [(cell, "step 7: loss nan") for cell in lost]
 
 
@@ -279,8 +287,8 @@ def test_a_failed_prediction_is_reported_as_not_measured(simulate, tmp_path):
 
 
 def test_a_stopped_study_keeps_what_it_has_and_goes_on(simulate, tmp_path):
-    def stopped(workdir, cells, *rest):
-        simulated(workdir, cells[:5], *rest)
+    def stopped(workdir, sweep, cells, way):
+        simulated(workdir, sweep, cells[:5], way)
         raise StoppedError("later")
 
     simulate(stopped)

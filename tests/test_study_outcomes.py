@@ -23,7 +23,7 @@ from scaling.rules import read_rule
 from scaling.runs import run_id, run_to_dict
 from scaling.study import run_study
 from scaling.sweeps.config import sweep_config
-from scaling.sweeps.execution import Way
+from scaling.sweeps.tasks import Way
 from scaling.sweeps.texts import Text
 from scaling.sweeps.vary import over, product
 from scaling.sweeps.workdir import read_sweep, run_directory
@@ -50,7 +50,7 @@ def law(run):
     return swiglu * (1 + 55 / N**0.4 + 128 / run.tokens**0.36) + 0.02 * off**2
 
 
-def simulated(workdir, cells, stores, placement, way, loss=law):
+def simulated(workdir, sweep, cells, way, loss=law):
     for cell in cells:
         directory, run = run_directory(workdir, cell.id), cell.run
         if (directory / "result.json").exists():

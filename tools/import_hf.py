@@ -24,7 +24,8 @@ def main(argv: list[str]) -> None:
 
     refuse_existing(OUT.value)
     config, tensors = read_checkpoint(CHECKPOINT.value)
-    shape, params = from_hf(config, tensors)
+    with located(CHECKPOINT.value):
+        shape, params = from_hf(config, tensors)
     source = f"huggingface {config['model_type']} {pathlib.Path(CHECKPOINT.value).resolve().name}"
     content_id = write_params(OUT.value, shape, params, source)
     print(f"{OUT.value}: {config['model_type']}, {parameters(shape).N:,} parameters")

@@ -1,4 +1,4 @@
-"""How far a sweep is: done, running, failed and why, missing; how fast, and the time left.
+"""How far a sweep is: done, running, failed and why, missing; how fast, which cells are slow, and the time left.
 
 python -m tools.status --workdir=runs/demo
 python -m tools.status --workdir=runs/demo --watch
@@ -12,7 +12,7 @@ from absl import flags
 
 from scaling import command
 from scaling.sweeps.results import totals
-from scaling.sweeps.status import ask_profile, status_rows, status_text, time_left
+from scaling.sweeps.status import ask_profile, notes, status_rows, status_text, time_left
 from scaling.sweeps.watch import watch
 from scaling.sweeps.workdir import read_sweep
 
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     else:
         table = status_rows(workdir, sweep)
         print(status_text(table))
-        print(f"{totals(table)}; {time_left(table)}")
+        print(*notes(table), f"{totals(table)}; {time_left(table)}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def read_csv(path: Path) -> pd.DataFrame:
         header = pd.read_csv(io.BytesIO(data), dtype=str, skipinitialspace=True, header=None, nrows=1).iloc[0]
     except OSError as error:
         raise InputError(f"cannot read it: {error.strerror}", where=str(path)) from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except ValueError as error:  # what pandas raises for what is no CSV, and for what is not UTF-8
         raise InputError(f"not a CSV table: {str(error).strip()}", where=str(path)) from None
     twice = header[header.notna() & header.duplicated()]
     if len(twice):  # pandas would call the second one NAME.1, and use the first

@@ -116,6 +116,8 @@ def _chart(frame: pd.DataFrame, names: Mapping[str, str], where: str) -> pd.Data
     axis, *others = frame.columns
     drawn = [name for name in others if MEAN in name and f"{name}{LOW}" in frame.columns]
     metrics = sorted({name.rsplit(MEAN, 1)[1] for name in drawn} - {"_step"})
+    if not metrics:
+        raise InputError("the chart holds no metric", where, 'its columns are "RUN - METRIC", each with its __MIN')
     wanted = names.get("loss", metrics[0] if len(metrics) == 1 else "")
     if wanted not in metrics:
         do = nearest(wanted, metrics) if wanted else f"choose one: --curve_columns=loss={metrics[0]}"

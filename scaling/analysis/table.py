@@ -163,7 +163,7 @@ def _table(
     if "C" in frame.columns:
         values["C"] = _values(frame, "C", where, bool({"C", "D"} & {*required}))
     else:
-        values["C"] = 6.0 * values["N"] * values["D"]
+        values["C"] = _six_nd(frame, values["N"], values["D"], where)
         warnings.append(warning("six_nd_assumed", "The table has no column C: compute was taken as C = 6ND FLOPs."))
     values["loss"] = values["loss"] * SCALE[loss_unit]
     outlier_R = flag(frame, "outlier", where)
@@ -220,6 +220,14 @@ def _values(frame: pd.DataFrame, name: str, where: str, required: bool) -> np.nd
     return positive(frame, name, where)
 
 
+def _six_nd(frame: pd.DataFrame, N_R: np.ndarray, D_R: np.ndarray, where: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        C_R = 6.0 * N_R * D_R
+    if np.isinf(C_R).any():
+        raise InputError(f"6ND in row {frame['row'].iloc[np.isinf(C_R).argmax()]} is beyond floats", where)
+    return C_R
+
+
 def _alternatives(frame: pd.DataFrame, N_R: np.ndarray) -> dict[str, np.ndarray]:
     """Other ways to count N and C that a table has: columns N_... and C_..., but pieces of N are none of themselves."""
     named = [str(name) for name in frame.columns if str(name).startswith(("N_", "C_"))]
@@ -258,7 +266,8 @@ def _exclude(
     """The rows that the user leaves out, with the reason; what each expression says and does; and warnings."""
     known = {str(name): frame[name] for name in frame.columns if name != "row"}
     if {"N", "D"} <= known.keys():
-        known.setdefault("C", pd.Series(6.0 * numbers(frame, "N") * numbers(frame, "D"), index=frame.index))
+        with np.errstate(over="ignore"):
+            known.setdefault("C", pd.Series(6.0 * numbers(frame, "N") * numbers(frame, "D"), index=frame.index))
     reasons: dict[int, str] = {}
     said, warnings = [], []
     for exclusion in map(parse_exclusion, exclude):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from scaling.errors import InputError
-from scaling.files import Path, atomic_path
+from scaling.files import SHOWN, Path, atomic_path
 
 _REBUILD = "remove the store and build it again"
 
@@ -30,8 +30,18 @@ class StorageError(InputError):
 
 
 def as_root(path: Path) -> Root:
-    """A local path as pathlib has it; a URL as a string without a trailing slash."""
-    return str(path).rstrip("/") if "://" in str(path) else pathlib.Path(path)
+    """A local path as pathlib has it; a URL as a string without a trailing slash.
+
+    Raises InputError for a URL with credentials in it: it is written into files that others read.
+    """
+    if "://" not in str(path):
+        return pathlib.Path(path)
+    scheme, _, rest = str(path).rstrip("/").partition("://")
+    bucket = rest.partition("/")[0].rpartition("@")[2]
+    if "?" in rest or not rest.startswith(bucket):
+        do = "leave them to the environment, or to the files in which TensorStore finds them"
+        raise InputError("the URL holds a user, a key or a query", f"{scheme}://{bucket.partition('?')[0]}", do)
+    return f"{scheme}://{rest}"
 
 
 def is_remote(root: Root) -> bool:
@@ -52,6 +62,8 @@ def read_file(root: Root, name: str) -> bytes | None:
         return (root / name).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except ValueError:  # a NUL byte, or characters that no file system can spell
+        raise InputError(f"{str(root)[:SHOWN]!r} cannot name a directory") from None
 
 
 def write_file(root: Root, name: str, data: bytes | memoryview) -> None:

@@ -162,13 +162,13 @@ class _Sides:
 
 def _choose(paths: Sequence[pathlib.Path], validation_fraction: float) -> tuple[_Sides, dict[str, int]]:
     """Writes the side of every document: train, validation, or duplicate."""
-    size_P = [len(np.load(path)["length_M"]) for path in paths]
+    size_P = [len(np.load(path, allow_pickle=False)["length_M"]) for path in paths]
     first_P = np.cumsum([0, *size_P])
     keep_M = first_copies(paths, first_P)
     last = math.ceil(validation_fraction * 2**64) - 1  # of the digests held out: those below the fraction, all for 1
     side_paths, counts, left_out = [], np.zeros((len(paths), len(SPLITS), 3), np.int64), np.zeros(2, np.int64)
     for p, path in enumerate(paths):
-        part = np.load(path)
+        part = np.load(path, allow_pickle=False)
         side_M = (part["digest_Mx2"][:, 0] <= np.uint64(last)).astype(np.uint8)
         side_M[~keep_M[first_P[p] : first_P[p + 1]]] = DUPLICATE
         for s in range(len(SPLITS)):
@@ -194,7 +194,7 @@ def first_copies(paths: Sequence[pathlib.Path], first_P: np.ndarray) -> np.ndarr
         for group in range(groups):
             rows, digests = [], []
             for first, path in zip(first_P[:-1], paths, strict=True):
-                digest_Mx2 = np.load(path)["digest_Mx2"]
+                digest_Mx2 = np.load(path, allow_pickle=False)["digest_Mx2"]
                 inside = np.flatnonzero(digest_Mx2[:, 0] % np.uint64(groups) == group)
                 rows.append(first + inside)
                 digests.append(digest_Mx2[inside])
@@ -231,7 +231,7 @@ def _assemble(
             jobs.append((pieces, s, stop - start, dtype, work.output, name, records[split][-1]))
     processes = min(work.processes, 1 + int(total_Sx3[:, 0].sum()) // TOKENS_A_PROCESS)
     run_jobs(_write_shard, [job for job in jobs if not job[-1].exists()], processes, "shard", "assemble")
-    splits, seconds = {}, sum(float(np.load(path)["seconds"]) for path in paths)
+    splits, seconds = {}, sum(float(np.load(path, allow_pickle=False)["seconds"]) for path in paths)
     for s, split in enumerate(SPLITS):
         written = [read_json(path) for path in records[split]]
         tokens, documents, size = map(int, total_Sx3[s])
@@ -254,7 +254,7 @@ def _write_shard(
     start = time.process_time()
     ids_T = np.empty(size, dtype.newbyteorder("<"))
     for path, side, first in pieces:
-        part = np.load(path)
+        part = np.load(path, allow_pickle=False)
         kept_T = part["ids_T"][np.repeat(np.fromfile(side, np.uint8) == split, part["length_M"])]
         low, high = max(first, 0), min(first + len(kept_T), size)
         ids_T[low:high] = kept_T[low - first : high - first]

@@ -27,7 +27,8 @@ from scaling.data.storage import Root, as_root, exists, read_file, token_reader
 from scaling.data.store_build import SCHEMA, SPLITS, Work, build, content_id, shard_name, tokenizer_file
 from scaling.data.tokenizers import Tokenizer, get_tokenizer, stored_tokenizer, token_type
 from scaling.errors import InputError
-from scaling.files import Path
+from scaling.files import Path, parse_json
+from scaling.specs import from_dict, require, settle
 
 _NAMES = ("content_id", "source", "tokenizer", "vocab_size", "end_token", "left_out", "core_seconds")
 _REBUILD = "remove the store and build it again"
@@ -62,6 +63,48 @@ class TokenStore:
     left_out: dict[str, int]  # documents, by reason: empty, duplicate, filtered
     splits: dict[str, Split]
     core_seconds: float = dataclasses.field(default=0.0, compare=False)  # of CPU time that building it took
+
+
+@dataclasses.dataclass(frozen=True)
+class _SaidSplit:
+    """A split as store.json has it."""
+
+    tokens: int
+    documents: int
+    bytes: int
+    sha256: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        settle(self, "splits")
+        require(min(self.tokens, self.documents, self.bytes) >= 0, "splits has a negative count")
+
+
+@dataclasses.dataclass(frozen=True)
+class _SaidSplits:
+    train: _SaidSplit
+    validation: _SaidSplit
+
+
+@dataclasses.dataclass(frozen=True)
+class _Said:
+    """The content of store.json but for its schema."""
+
+    source: str
+    validation_fraction: float
+    tokenizer: str
+    vocab_size: int
+    end_token: int
+    dtype: str
+    shard_tokens: int
+    left_out: dict[str, int]
+    core_seconds: float
+    splits: _SaidSplits
+    content_id: str
+
+    def __post_init__(self) -> None:
+        settle(self, "store")
+        require(0 <= self.end_token < self.vocab_size, f"end_token={self.end_token} of {self.vocab_size} tokens")
+        require(self.shard_tokens >= 1, f"shard_tokens={self.shard_tokens} is not positive")
 
 
 def prepare_store(source: str, tokenizer: str, validation_fraction: float, stores_dir: Path) -> TokenStore:
@@ -106,27 +149,25 @@ def open_store(path: Path, verify: bool = False) -> TokenStore:
     if text is None:
         raise InputError("not a token store: it has no store.json", str(path), "tools.tokenize --out= builds one")
     where = f"{path}/store.json"
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"not JSON: {error}", where, _REBUILD) from None
+    values = parse_json(text, where)
     if not isinstance(values, dict) or values.get("schema") != SCHEMA:
         raise InputError(f"not of schema {SCHEMA}, which this version reads", where, _REBUILD)
     try:
-        dtype = token_type(values["vocab_size"]).newbyteorder("<")
-        splits = {}
-        for name in SPLITS:
-            said = values["splits"][name]
-            names = [shard_name(name, shard) for shard in range(len(said["sha256"]))]
-            read = token_reader(path, names, said["tokens"], values["shard_tokens"], dtype)
-            splits[name] = Split(**{**said, "sha256": tuple(said["sha256"]), "read": read})
-        store = TokenStore(path=path, splits=splits, **{name: values[name] for name in _NAMES})
-        found = content_id(values)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"incomplete or altered: {error}", where, _REBUILD) from None
+        said = from_dict(_Said, {name: value for name, value in values.items() if name != "schema"})
+    except InputError as error:
+        fault = f"{error.where}: {error.what}" if error.where else error.what
+        raise InputError(f"incomplete or altered: {fault}", where, _REBUILD) from None
+    dtype = token_type(said.vocab_size).newbyteorder("<")
+    splits = {}
+    for name in SPLITS:
+        sizes: _SaidSplit = getattr(said.splits, name)
+        names = [shard_name(name, shard) for shard in range(len(sizes.sha256))]
+        read = token_reader(path, names, sizes.tokens, said.shard_tokens, dtype)
+        splits[name] = Split(sizes.tokens, sizes.documents, sizes.bytes, sizes.sha256, read)
+    store = TokenStore(path=path, splits=splits, **{name: getattr(said, name) for name in _NAMES})
     if verify:
         _verify(store)
-        if found != store.content_id:
+        if content_id(values) != store.content_id:
             raise InputError("the content id does not match the content", str(path), _REBUILD)
     return store
 

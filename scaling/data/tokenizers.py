@@ -23,7 +23,8 @@ import numpy as np
 from scaling.data.bpe import one_thread, train_bpe
 from scaling.data.parts import Source
 from scaling.errors import InputError, nearest
-from scaling.files import Path
+from scaling.files import Path, parse_json
+from scaling.specs import LONG
 
 END_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOS]")
 BPE_SCHEMA = 1  # of what bpe.py does: another one trains again
@@ -121,7 +122,7 @@ def _from_json(file: bytes, end: str | int | None, where: str) -> Tokenizer:
     """A tokenizer.json. end: the end token's text or id; None: the one of END_TOKENS that it has."""
     values, library = _parsed(file, where)
     vocabulary = library.get_vocab(with_added_tokens=True)
-    end_text = _end_text(end, vocabulary, [token["content"] for token in values.get("added_tokens", [])], where)
+    end_text = _end_text(end, vocabulary, [token["content"] for token in values.get("added_tokens") or []], where)
     end_token = vocabulary[end_text]
     vocab_size = max(vocabulary.values()) + 1
     if dropout := values["model"].get("dropout"):
@@ -131,7 +132,7 @@ def _from_json(file: bytes, end: str | int | None, where: str) -> Tokenizer:
     library.no_truncation()
     library.no_padding()
     return Tokenizer(
-        name=f"{values['model']['type'].lower()}-{vocab_size}-{_hash(file)}",
+        name=f"{type(library.model).__name__.lower()}-{vocab_size}-{_hash(file)}",
         vocab_size=vocab_size,
         end_token=end_token,
         encode=functools.partial(_encode_json, library, vocab_size, end_token),
@@ -145,10 +146,15 @@ def _parsed(file: bytes, where: str) -> tuple[dict[str, Any], Any]:
 
     one_thread()
     try:
-        values = json.loads(file)
+        values = parse_json(file, where)
         return values, tokenizers.Tokenizer.from_str(file.decode("utf-8"))
-    except Exception as error:  # the library raises plain Exception for a file that is not a tokenizer
-        raise InputError(f"not a tokenizer.json: {error}", where) from None
+    except InputError as error:
+        raise InputError(f"not a tokenizer.json: {error.what}", where) from None
+    # For a file that is no tokenizer the library raises a plain Exception, or panics, and a panic is no Exception.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"not a tokenizer.json: {str(error)[:LONG]}", where) from None
 
 
 def _encode_json(library: Any, vocab_size: int, end_token: int, text: bytes) -> np.ndarray:
@@ -221,8 +227,9 @@ def _end_text(end: str | int | None, vocabulary: dict[str, int], special: list[s
 def _read(path: str) -> bytes:
     try:
         return pathlib.Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path or "tokenizer", "give PATH or PATH#END") from None
+    except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL byte; RuntimeError: no such user's home
+        fault = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"cannot be read: {fault}", path or "tokenizer", "give PATH or PATH#END") from None
 
 
 def _hash(file: bytes) -> str:

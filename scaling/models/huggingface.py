@@ -13,7 +13,8 @@ import ml_dtypes
 import numpy as np
 
 from scaling.errors import InputError
-from scaling.files import Path, read_json, write_json
+from scaling.files import Path, check_name, read_json, write_json
+from scaling.models.counts import parameters
 from scaling.models.huggingface_layouts import LAYOUTS, REQUIRED, Entry, Layout, same
 from scaling.models.parameter_files import (
     check_arrays,
@@ -24,9 +25,10 @@ from scaling.models.parameter_files import (
     unflatten,
 )
 from scaling.runs import ModelShape
-from scaling.specs import require
+from scaling.specs import located, require, shown
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+MOST_MISSING = 8  # a config may ask for less than so many times what the tensors hold
 
 
 def to_hf(shape: ModelShape, params: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -51,6 +53,11 @@ def from_hf(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple[Mod
     """
     shape = shape_of(config)
     layout = LAYOUTS[config["model_type"]]
+    # Before anything is built of the sizes that a file says: a checkpoint lacks a tensor at times, never most of them.
+    N, held = parameters(shape).N, sum(x.size for x in tensors.values())
+    near = N <= MOST_MISSING * held and shape.n_layers <= len(tensors)
+    said = f"is of {N:.4g} parameters in {shape.n_layers} layers; the tensors hold {held:.4g}"
+    require(near, said, where=CONFIG)
     tensors = _cleaned(tensors, layout, shape)
     entries = list(_entries(layout, shape))
     _same_names({name for name, *_ in entries}, tensors.keys())
@@ -84,23 +91,25 @@ def layout_of(shape: ModelShape) -> str:
 def shape_of(config: dict[str, Any]) -> ModelShape:
     """The shape that a config.json describes. Raises InputError, naming the key, for what this model does not have."""
     model_type = config.get("model_type")
-    require(model_type in LAYOUTS, f"model_type={model_type!r} is not read", "gpt2 and llama are", CONFIG)
+    known = isinstance(model_type, str) and model_type in LAYOUTS
+    require(known, f"model_type={shown(model_type)} is not read", "gpt2 and llama are", CONFIG)
     layout = LAYOUTS[model_type]
     require("quantization_config" not in config, "quantized weights are not read", "give the original", CONFIG)
     for key, known in layout.config.items():
         value = config.get(key, known[0])
-        require(value in known, f"{key}={value!r} is not what this model computes: {known[0]!r} is", where=CONFIG)
+        require(value in known, f"{key}={shown(value)} is not what this model computes: {known[0]!r} is", where=CONFIG)
     if model_type == "llama":
         config = _plain_rotary(config)
         biases = config.get("attention_bias", False), config.get("mlp_bias", False)
-        said = f"attention_bias={biases[0]}, mlp_bias={biases[1]}: this model has biases in both, or in none"
-        require(biases[0] == biases[1], said, where=CONFIG)
+        said = f"attention_bias={shown(biases[0])}, mlp_bias={shown(biases[1])}"
+        require(biases[0] == biases[1], f"{said}: this model has biases in both, or in none", where=CONFIG)
     fields = {field: config.get(key, default) for field, (key, default) in layout.sizes.items()}
     missing = [key for field, (key, _) in layout.sizes.items() if fields[field] is REQUIRED]
     require(not missing, f"missing {', '.join(missing)}", where=CONFIG)
-    if fields["d_ff"] is None:
+    if fields["d_ff"] is None and isinstance(fields["d_model"], int):
         fields["d_ff"] = 4 * fields["d_model"]
-    return ModelShape(**{**layout.fixed, **fields})
+    with located(CONFIG):
+        return ModelShape(**{**layout.fixed, **fields})
 
 
 def read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -112,8 +121,9 @@ def read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarr
         index = read_json(directory / INDEX)
         where = index.get("weight_map") if isinstance(index, dict) else None
         require(isinstance(where, dict), "no weight_map", where=str(directory / INDEX))
+        files = [check_name(file, str(directory / INDEX)) for file in where.values()]  # of this folder, and no other
         tensors: dict[str, np.ndarray] = {}
-        for file in sorted(set(where.values())):
+        for file in sorted(set(files)):
             tensors |= load_arrays(directory / file)
         _same_names(where.keys(), tensors.keys(), str(directory / INDEX))
         return config, tensors
@@ -152,11 +162,14 @@ def _config(model_type: str, shape: ModelShape) -> dict[str, Any]:
 
 def _plain_rotary(config: dict[str, Any]) -> dict[str, Any]:
     """A Llama config with its base under rope_theta, whichever version wrote it. Refuses scaled frequencies."""
-    rotary = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    given = [config.get(key) or {} for key in ("rope_scaling", "rope_parameters")]
+    require(all(isinstance(part, dict) for part in given), "rope_parameters is no mapping", where=CONFIG)
+    rotary = {**given[0], **given[1]}
     kind = rotary.get("rope_type", rotary.get("type", "default"))
-    require(kind == "default", f"rope_scaling of type {kind!r}: this model has plain rotary positions", where=CONFIG)
+    said = f"rope_scaling of type {shown(kind)}: this model has plain rotary positions"
+    require(kind == "default", said, where=CONFIG)
     factor = rotary.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
-    require(factor == 1.0, f"partial_rotary_factor={factor}: this model turns whole heads", where=CONFIG)
+    require(factor == 1.0, f"partial_rotary_factor={shown(factor)}: this model turns whole heads", where=CONFIG)
     return {**config, "rope_theta": rotary.get("rope_theta", config.get("rope_theta", 10_000.0))}
 
 

@@ -169,6 +169,9 @@ def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         return load_file(path)
     except SafetensorError as error:
         raise InputError(f"not a whole safetensors file: {error}", where=str(path)) from None
+    # The format has types and shapes that NumPy has not, and the library tells in different ways.
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"holds an array that NumPy cannot: {error}", where=str(path)) from None
 
 
 def refuse_existing(path: Path) -> None:

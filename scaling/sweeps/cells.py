@@ -13,6 +13,7 @@ from scaling.models.families import FAMILIES
 from scaling.models.ladder import shape_for
 from scaling.recipes import Recipe, Settings, get_recipe
 from scaling.runs import ModelShape, Run, run_id
+from scaling.specs import settle
 from scaling.sweeps.config import ModelConfig, OneConfig, SweepConfig
 from scaling.sweeps.texts import Text, Texts
 from scaling.sweeps.variants import varied_config, varied_settings, varied_shape
@@ -35,6 +36,9 @@ class Cell:
     role: str = "grid"
     variant: str = ""
     refined: bool = False
+
+    def __post_init__(self) -> None:
+        settle(self, "cell")
 
     @property
     def id(self) -> str:
@@ -60,6 +64,9 @@ class Dropped:
     reason: str
     tokens: float | None = None
     variant: str = ""
+
+    def __post_init__(self) -> None:
+        settle(self, "dropped")
 
     def __str__(self) -> str:
         where = f"on {self.tokens:.3g} tokens" if self.budget is None else f"at {self.budget:.3g} FLOPs"

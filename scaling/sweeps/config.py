@@ -252,6 +252,6 @@ def one_config(values: dict[str, Any]) -> OneConfig:
     return from_dict(OneConfig, values, "config")
 
 
-def sweep_config(values: dict[str, Any]) -> SweepConfig:
+def sweep_config(values: dict[str, Any], where: str = "config") -> SweepConfig:
     """Reads the config of a sweep. Raises InputError naming an unknown, missing or impossible field."""
-    return from_dict(SweepConfig, values, "config")
+    return from_dict(SweepConfig, values, where)

@@ -1,113 +1,100 @@
-"""Doing what a sweep has not done yet, under one progress line."""
+"""Doing what a sweep has not done yet, by the engine that was asked for, under one progress line."""
 
-import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from scaling.errors import StoppedError
-from scaling.files import read_json, write_json
+from scaling.errors import NEVER, InputError, StoppedError
 from scaling.progress import progress_bar
-from scaling.runs import Placement, run_to_dict
-from scaling.specs import to_dict
 from scaling.sweeps.cells import Cell
-from scaling.sweeps.launch import run_cells
-from scaling.sweeps.workdir import run_directory
-from scaling.training.planned import Planned
+from scaling.sweeps.launch import run_local
+from scaling.sweeps.tasks import Engine, Event, Task, Way, make_task, read_failure, read_result
+from scaling.sweeps.workdir import Sweep, run_directory
+
+LAUNCHERS = ("local", "slurm", "ray")
 
 
-@dataclasses.dataclass(frozen=True)
-class Way:
-    """How cells are run, which changes no result: side by side, tracked, some steps of each profiled, each as planned.
+def engine(launcher: str) -> Engine:
+    """The engine of a launcher. Only its own module is imported: the others need what may not be installed."""
+    if launcher == "slurm":
+        from scaling.sweeps.on_slurm import run_slurm
 
-    planned: by run; a cell that is not among them is placed as the sweep's config says.
-    """
+        return run_slurm
+    if launcher == "ray":
+        from scaling.sweeps.on_ray import run_ray
 
-    workers: int = 1
-    trackers: tuple[str, ...] = ()  # of scaling.training.trackers
-    profile_steps: int = 0
-    planned: Mapping[str, Planned] = dataclasses.field(default_factory=dict)
+        return run_ray
+    return run_local
 
 
-def execute(
-    workdir: pathlib.Path, cells: Sequence[Cell], stores: Mapping[str, str], placement: Placement, way: Way
-) -> list[tuple[Cell, str]]:
+def check_engine(way: Way) -> None:
+    """Raises InputError if the engine of a way cannot work here: what it needs is not installed, or does not answer."""
+    if way.launcher == "slurm":
+        from scaling.sweeps import on_slurm
+
+        on_slurm.check()
+    if way.launcher == "ray":
+        from scaling.sweeps import on_ray
+
+        on_ray.check(way.ray_address)
+
+
+def execute(workdir: pathlib.Path, sweep: Sweep, cells: Sequence[Cell], way: Way) -> list[tuple[Cell, str]]:
     """Trains the cells that have no result, largest first. Returns those that failed, with reasons.
 
-    stores: paths by content id.
-
-    A cell that failed for good before, of a loss that was not finite, is not tried again: it would fail again.
-    Raises StoppedError, with everything saved, if it was asked to stop.
+    cells: of the sweep that stands in the workdir's sweep.json. Other launchers may be at work on them, and what they
+    do counts. A cell that failed before of itself, of a loss that was not finite say, is not tried again: it would fail
+    again. Others are: this start is another chance. Raises StoppedError, with everything saved, if it was asked to
+    stop.
     """
     failed, todo = [], []
     cells = list({cell.id: cell for cell in cells}.values())  # a run that two variants share is trained once
     for cell in cells:
         directory = run_directory(workdir, cell.id)
-        if (directory / "result.json").exists():
+        try:
+            done, failure = read_result(directory) is not None, read_failure(directory)
+        except InputError as error:  # a file that a person has to look at; the others go on
+            failed.append((cell, str(error)))
             continue
-        failure = read_json(directory / "failure.json") if (directory / "failure.json").exists() else None
-        if failure is not None and failure["final"]:
-            failed.append((cell, failure["reason"]))
+        if done:
             continue
-        todo.append(cell)
-        write_json(directory / "run.json", run_to_dict(cell.run))
+        if failure is not None and failure.retry == NEVER:
+            failed.append((cell, failure.reason))
+        else:
+            todo.append(cell)
     # Largest first, so that no worker is left with a long one at the end; small models take longer for a FLOP.
     todo.sort(key=lambda cell: (-(cell.budget or cell.flops), cell.run.model.d_model))
-    failed += _train(workdir, todo, len(cells) - len(todo), stores, placement, way) if todo else []
+    tasks = [make_task(workdir, cell, sweep.config.placement, way) for cell in todo]
+    failed += _train(workdir, todo, tasks, len(cells) - len(todo), way) if todo else []
     return failed
 
 
-def _train(
-    workdir: pathlib.Path,
-    todo: list[Cell],
-    before: int,
-    stores: Mapping[str, str],
-    placement: Placement,
-    way: Way,
-) -> list[tuple[Cell, str]]:
+def _train(workdir: pathlib.Path, todo: list[Cell], tasks: list[Task], before: int, way: Way) -> list[tuple[Cell, str]]:
     failed: list[tuple[Cell, str]] = []
-    flops = [cell.flops for cell in todo]
-    done_flops = [0.0] * len(todo)
+    done_flops = [0.0] * len(tasks)
     finished = before
-    with progress_bar(sum(flops), "FLOP", _line(finished, before, todo, failed)) as bar:
+    with progress_bar(sum(task.flops for task in tasks), "FLOP", _line(finished, before, todo, failed)) as bar:
 
-        def on_event(index: int, event: dict[str, Any]) -> None:
+        def on_event(index: int, event: Event) -> None:
             nonlocal finished
-            kind = event["event"]
+            kind, flops = event["event"], tasks[index].flops
             share = event["done"] / event["steps"] if kind == "progress" else 1.0
             if kind in ("progress", "done", "failed"):
-                bar.update(flops[index] * share - done_flops[index])
-                done_flops[index] = flops[index] * share
+                bar.update(flops * share - done_flops[index])
+                done_flops[index] = flops * share
             if kind == "done":
                 finished += 1
+            if kind == "again":
+                bar.write(f"{todo[index].id}: {event['reason']}; it is tried again, {event['tries']} of {way.retries}")
             if kind == "failed":
                 failed.append((todo[index], event["reason"]))
                 bar.write(f"failed: {todo[index].id}: {event['reason']}")
             bar.set_description(_line(finished, before, todo, failed), refresh=False)
 
-        items = [
-            {
-                "directory": str(run_directory(workdir, cell.id)),
-                "stores": [stores[name] for name in cell.run.stores],
-                "trackers": list(way.trackers),
-                "profile_steps": way.profile_steps,
-                **_place(cell, placement, way),
-            }
-            for cell in todo
-        ]
-        complete = run_cells(items, way.workers, workdir / "workers.log", workdir / "compilations", on_event)
+        complete = engine(way.launcher)(workdir, tasks, way, on_event)
     if not complete:
         raise StoppedError("every cell in progress is saved; the same command goes on from here")
     return failed
-
-
-def _place(cell: Cell, placement: Placement, way: Way) -> dict[str, Any]:
-    """Where a worker is to train a cell, and, of a planned one, the hardware that it is to find."""
-    planned = way.planned.get(cell.id)
-    if planned is None:
-        return {"placement": to_dict(placement)}
-    found = {"topology": planned.topology.text, "needed_gib": planned.needed_gib}
-    return {"placement": to_dict(planned.placement), "planned": found}
 
 
 def _line(finished: int, before: int, todo: list[Cell], failed: list[Any]) -> str:

@@ -1,20 +1,41 @@
-"""Running cells side by side in worker processes on this machine."""
+"""Running cells side by side in worker processes on this machine, next to launchers that do the same elsewhere."""
 
 import contextlib
 import json
 import os
 import pathlib
-import queue
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from scaling.files import write_json
+from scaling.errors import MENDED, NEVER, InputError
+from scaling.sweeps.tasks import (
+    Event,
+    OnEvent,
+    Task,
+    Way,
+    after_failure,
+    cell_environment,
+    cell_item,
+    died,
+    exit_words,
+    failed,
+    pause,
+    read_failure,
+    read_result,
+    steps_done,
+)
+from scaling.sweeps.workdir import read_sweep
+from scaling.training.claims import Sightings, read_claim, seems_alive
+from scaling.training.failures import Failure
 
 GRACE_SECONDS = 60.0  # between being asked to stop and being killed: time for a step and a save
+LOOK_SECONDS = 2.0  # between two looks at a cell that another launcher has
+HUNG = 124  # the exit code of the watchdog, which has left word in failure.json
 
 
 def default_workers() -> int:
@@ -29,43 +50,49 @@ def default_workers() -> int:
     return len(_cores()) if backend == "cpu" else 1
 
 
+def run_local(workdir: pathlib.Path, tasks: Sequence[Task], way: Way, on_event: OnEvent) -> bool:
+    """Trains cells, in order, as workers become free, and waits for those that other launchers train.
+
+    An engine, as scaling.sweeps.tasks has it. What workers print goes to workers.log, what they compile to
+    compilations.
+    """
+    sweep = read_sweep(workdir)
+    cells = {cell.id: cell for cell in sweep.cells}
+    items = [cell_item(workdir, cells[task.run], sweep, way) for task in tasks]
+    return run_cells(tasks, items, way, workdir / "workers.log", workdir / "compilations", on_event)
+
+
 def run_cells(
-    cells: Sequence[dict[str, Any]],
-    workers: int,
+    tasks: Sequence[Task],
+    items: Sequence[dict[str, Any]],
+    way: Way,
     log: pathlib.Path,
     cache: pathlib.Path,
-    on_event: Callable[[int, dict[str, Any]], None],
+    on_event: OnEvent,
 ) -> bool:
-    """Trains cells, in order, as workers become free; returns False if it was stopped by SIGINT or SIGTERM.
+    """Trains cells; returns False if it was stopped by SIGINT or SIGTERM.
 
-    cells: as scaling.sweeps.worker takes them. on_event(index of the cell, event):
-    progress with done and steps, done, stopped, or failed with a reason; called from several threads, one at a time. A
+    items: of each task, as scaling.sweeps.worker takes them. on_event is called from several threads, one at a time. A
     worker that dies fails its cell, and a new one takes its place. log: where the workers' standard error goes. What
     goes wrong in the launcher itself stops all workers, as a signal would, and is raised.
     """
-    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for index in range(len(cells)):
-        waiting.put(index)
-    stop, lock = threading.Event(), threading.Lock()
+    stop = threading.Event()
+    agenda = Agenda(tasks, way, on_event)
     faults: list[Exception] = []
-
-    def tell(index: int, event: dict[str, Any]) -> None:
-        with lock:
-            on_event(index, event)
 
     def serve(cores: str) -> None:
         worker = None
         try:
-            while not stop.is_set():
-                index = waiting.get_nowait()
+            while (index := agenda.next(stop)) is not None:
                 if worker is None or worker.poll() is not None:
                     worker = _start(cores, log, cache)
                     running.append(worker)
                 if stop.is_set():
                     break
-                _one_cell(worker, cells[index], lambda event, index=index: tell(index, event))
-        except queue.Empty:
-            pass
+                end = _one_cell(worker, items[index], lambda event, index=index: agenda.tell(index, event))
+                agenda.ended(index, end, stop.is_set())
+                if end["event"] == "stopped":  # it will stop at every cell: the next one is for a new worker
+                    _close(worker)
         except Exception as fault:  # a thread's exception would end in nothing; it is raised below
             faults.append(fault)
             _ask_to_stop(stop, running)
@@ -73,7 +100,8 @@ def run_cells(
             _close(worker)
 
     running: list[subprocess.Popen[str]] = []
-    threads = [threading.Thread(target=serve, args=(share,)) for share in _shares(workers)[: len(cells)]]
+    shares = _shares(way.workers or default_workers())
+    threads = [threading.Thread(target=serve, args=(share,)) for share in shares[: len(tasks)]]
     with _on_signal(stop, running):
         for thread in threads:
             thread.start()
@@ -85,9 +113,95 @@ def run_cells(
     return not stop.is_set()
 
 
-def _one_cell(worker: "subprocess.Popen[str]", cell: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
+class Agenda:
+    """The cells that are left, in their order, each with the time before which it is not looked at.
+
+    A cell leaves it when it is done or given up, by this launcher or by another. It comes back when it failed of what
+    may be gone, after a pause, and when another launcher has it, to be looked at again every LOOK_SECONDS. Whose a cell
+    is, its files say; two launchers that take it at once are told apart by its claim.
+    """
+
+    def __init__(self, tasks: Sequence[Task], way: Way, on_event: OnEvent):
+        self._tasks, self._way, self._on_event = tasks, way, on_event
+        self._due = dict.fromkeys(range(len(tasks)), 0.0)  # of the cells that wait, by time.monotonic()
+        self._tries = [0] * len(tasks)
+        self._known = [_failure_bytes(task) for task in tasks]  # failures from before: this start is another chance
+        self._sightings = Sightings(way.care.stale_seconds)
+        self._lock = threading.Lock()
+
+    def tell(self, index: int, event: Event) -> None:
+        """Passes an event on."""
+        with self._lock:
+            self._on_event(index, event)
+
+    def next(self, stop: threading.Event) -> int | None:
+        """The next cell to be started, None once none is left that could be; waits for those that are not due."""
+        while not stop.is_set():
+            with self._lock:
+                if not self._due:
+                    return None
+                for index in sorted(self._due):
+                    if self._due[index] <= time.monotonic() and self._is_ours(index):
+                        del self._due[index]
+                        return index
+            stop.wait(0.1)
+        return None
+
+    def ended(self, index: int, event: Event, stopped: bool) -> None:
+        """How a cell that was started has ended: tells so, and puts it back if it is not over."""
+        with self._lock:
+            if event["event"] == "failed" and not stopped:
+                event = after_failure(event, self._tries[index], self._way)
+            if event["event"] == "again":
+                self._tries[index] = event["tries"]
+                self._due[index] = time.monotonic() + pause(event["tries"])
+                self._known[index] = _failure_bytes(self._tasks[index])
+            elif event["event"] == "busy" or (event["event"] == "stopped" and not stopped):
+                self._due[index] = time.monotonic() + LOOK_SECONDS
+            if event["event"] != "busy":
+                self._on_event(index, event)
+
+    def _is_ours(self, index: int) -> bool:
+        """Whether a cell is free to be started here. One that has ended elsewhere leaves the agenda."""
+        task = self._tasks[index]
+        try:
+            end = self._end_elsewhere(index)
+            # Our own sightings, or, at once, the clocks of hosts as a hint: the worker decides by sightings of its own.
+            alive = seems_alive(read_claim(task.directory), self._way.care.stale_seconds)
+            busy = not self._sightings.is_free(task.directory) and alive
+        except InputError as error:
+            end, busy = failed(Failure("refused", str(error))), False
+        if end is not None:
+            del self._due[index]
+            self._on_event(index, end)
+            return False
+        if busy:
+            self._due[index] = time.monotonic() + LOOK_SECONDS
+            self._on_event(index, {"event": "progress", "done": steps_done(task.directory), "steps": task.steps})
+        return not busy
+
+    def _end_elsewhere(self, index: int) -> Event | None:
+        """How another launcher has ended a cell, None if it has not."""
+        directory = self._tasks[index].directory
+        if read_result(directory) is not None:
+            return {"event": "done"}
+        if _failure_bytes(self._tasks[index]) == self._known[index]:
+            return None
+        failure = read_failure(directory)
+        return failed(failure) if failure is not None and failure.retry in (NEVER, MENDED) else None
+
+
+def _failure_bytes(task: Task) -> bytes:
+    with contextlib.suppress(FileNotFoundError):
+        return (task.directory / "failure.json").read_bytes()
+    return b""
+
+
+def _one_cell(worker: "subprocess.Popen[str]", item: dict[str, Any], tell: Callable[[Event], None]) -> Event:
+    """Has a worker train a cell, passing its progress on, and returns how that ended."""
+    directory = pathlib.Path(item["directory"])
     try:
-        worker.stdin.write(json.dumps(cell) + "\n")
+        worker.stdin.write(json.dumps(item) + "\n")
         worker.stdin.flush()
     except BrokenPipeError:
         pass  # it died between two cells; the loop below sees the end of its output and says so
@@ -95,30 +209,25 @@ def _one_cell(worker: "subprocess.Popen[str]", cell: dict[str, Any], tell: Calla
         if not line.endswith("\n"):
             break  # half a line: it died while it wrote
         event = json.loads(line)
-        if event["event"] == "failed" and not event["final"]:
-            _record(cell, event["reason"])  # of a final one, the training itself has said why
-        tell(event)
         if event["event"] != "progress":
-            return
+            return event
+        tell(event)
     code = worker.wait()
-    by = f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"
-    reason = f"its process ended with {by}" + (", as when memory runs out" if code == -signal.SIGKILL else "")
-    _record(cell, reason)
-    tell({"event": "failed", "reason": reason, "final": False})
-
-
-def _record(cell: dict[str, Any], reason: str) -> None:
-    """Leaves the reason of a failure that another try may not meet."""
-    write_json(pathlib.Path(cell["directory"]) / "failure.json", {"reason": reason, "final": False})
+    failure = read_failure(directory) if code == HUNG else None
+    return failed(failure or died(directory, exit_words(code)))
 
 
 def _start(cores: str, log: pathlib.Path, cache: pathlib.Path) -> "subprocess.Popen[str]":
-    root = pathlib.Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "scaling.sweeps.worker", f"--cores={cores}", f"--cache={cache}"]
+    """Starts a worker, which ends with this thread."""
+    options = [f"--cores={cores}", f"--cache={cache}", f"--parent={os.getpid()}"]
     with open(log, "a", encoding="utf-8") as errors:
         return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+            [sys.executable, "-m", "scaling.sweeps.worker", *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=cell_environment(),
         )
 
 

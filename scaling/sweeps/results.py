@@ -1,18 +1,20 @@
 """From the files of a sweep's runs to its tables: results.csv, a row a cell, and curves.csv, a row a held-out loss."""
 
-import fcntl
-import io
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
-from scaling.files import read_json, write_text
+from scaling.errors import InputError
 from scaling.models.counts import counts
 from scaling.runs import MAIN_SPLIT, Run
 from scaling.sweeps.cells import Cell
-from scaling.sweeps.workdir import Sweep, run_directory
-from scaling.training.records import LOCK, read_lines
+from scaling.sweeps.tasks import read_failure, read_result
+from scaling.sweeps.workdir import Sweep, run_directory, update
+from scaling.training.care import Care
+from scaling.training.claims import read_claim, seems_alive
+from scaling.training.records import attempt_folder, read_lines, records_of
 
 CURVE_COLUMNS = ["run", "step", "N", "D", "C", "loss", "split"]
 TIMINGS = (
@@ -22,6 +24,10 @@ TIMINGS = (
     "save_seconds",
     "flops_per_second",
     "mfu",
+    "wall_seconds",
+    "attempts",
+    "energy_kwh",
+    "energy_kwh_est",
 )
 
 
@@ -29,33 +35,65 @@ def collect(workdir: pathlib.Path, sweep: Sweep) -> tuple[pd.DataFrame, pd.DataF
     """Writes results.csv and curves.csv from what the runs have written so far, and returns both tables.
 
     curves.csv has the grid's runs only: it is what Approach 1 reads, which must not see the run that tests the law.
+    Another launcher may do the same: a table is made again if the file has changed while it was made, so that none is
+    replaced by an older one.
     """
-    results = pd.DataFrame([_row(workdir, cell) for cell in sweep.cells])
     runs = {cell.id: cell for cell in sweep.grid}.values()
-    curves = pd.DataFrame([point for cell in runs for point in curve(workdir, cell)], columns=CURVE_COLUMNS)
-    for name, table in (("results.csv", results), ("curves.csv", curves)):
-        text = io.StringIO()
-        table.to_csv(text, index=False, lineterminator="\n")
-        write_text(workdir / name, text.getvalue())
-    return results, curves
+    return (
+        _kept(workdir / "results.csv", lambda: pd.DataFrame([_row(workdir, cell) for cell in sweep.cells])),
+        _kept(
+            workdir / "curves.csv",
+            lambda: pd.DataFrame([point for cell in runs for point in curve(workdir, cell)], columns=CURVE_COLUMNS),
+        ),
+    )
+
+
+def _kept(path: pathlib.Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """A table, which is written to a file."""
+    made: list[pd.DataFrame] = []
+
+    def text(_: str | None) -> str:
+        made.append(make())
+        return made[-1].to_csv(index=False, lineterminator="\n")
+
+    update(path, text)
+    return made[-1]
 
 
 def cell_status(directory: pathlib.Path) -> tuple[str, str]:
-    """done, failed, running or missing, and the reason if it failed."""
-    if (directory / "result.json").exists():
-        return "done", ""
-    if _is_locked(directory / LOCK):
-        return "running", ""
-    if (directory / "failure.json").exists():
-        return "failed", read_json(directory / "failure.json")["reason"]
-    return "missing", ""
+    """done, failed, running or missing, and the reason if it failed; of files that cannot be read, which and why.
+
+    running is what another process seems to be doing, by its claim and the clocks of hosts.
+    """
+    try:
+        if read_result(directory) is not None:
+            return "done", ""
+        if seems_alive(read_claim(directory), Care().stale_seconds):
+            return "running", ""
+        failure = read_failure(directory)
+    except InputError as error:
+        return "failed", str(error)
+    return ("missing", "") if failure is None else ("failed", failure.reason)
+
+
+def metrics_of(directory: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl: of the attempt that has recorded its result, else of the newest.
+
+    A process that was killed when it had just recorded the result has left them in the folder of its attempt.
+    """
+    folders = [records_of(directory)]
+    result = (read_result(directory) or {}) if cell_status(directory)[0] == "done" else {}
+    attempt = result.get("timing", {}).get("attempt")
+    if attempt is not None and folders[0] != directory:
+        folders = [attempt_folder(directory, attempt), directory]  # they may be moved up between two looks
+    return next((lines for folder in folders if (lines := read_lines(folder / "metrics.jsonl"))), [])
 
 
 def curve(workdir: pathlib.Path, cell: Cell) -> list[dict[str, Any]]:
     """The held-out losses of a run on its way, as rows of curves.csv."""
     run = cell.run
     rows = []
-    for record in read_lines(run_directory(workdir, cell.id) / "metrics.jsonl"):
+    for record in metrics_of(run_directory(workdir, cell.id)):
         for split, values in record.get("eval", {}).items():
             counted = counts(run.model, run.data.sequence_length, record["tokens"])
             point = {"run": cell.id, "step": record["step"], "loss": values["loss"], "split": split}
@@ -75,7 +113,7 @@ def _row(workdir: pathlib.Path, cell: Cell) -> dict[str, Any]:
     run = cell.run
     directory = run_directory(workdir, cell.id)
     status, reason = cell_status(directory)
-    result = read_json(directory / "result.json") if status == "done" else {}
+    result = (read_result(directory) or {}) if status == "done" else {}
     return {
         "run": cell.id,
         "status": status,
@@ -108,14 +146,3 @@ def _losses(run: Run, result: dict[str, Any]) -> dict[str, float | None]:
         found[f"loss_{part.name}"] = losses.get(part.name, {}).get("loss")
         found[f"bits_per_byte_{part.name}"] = losses.get(part.name, {}).get("bits_per_byte")
     return found
-
-
-def _is_locked(path: pathlib.Path) -> bool:
-    if not path.exists():
-        return False
-    with open(path) as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False

@@ -113,7 +113,8 @@ def find_stores(content_ids: Sequence[str], stores_dir: Path) -> Stores:
     """The stores of content ids, among those under a directory. Raises InputError if one is not there."""
     found = {}
     for path in sorted(pathlib.Path(stores_dir).glob("*/store.json")):
-        content_id = read_json(path).get("content_id")
+        values = read_json(path)
+        content_id = values.get("content_id") if isinstance(values, dict) else None
         if content_id in content_ids and content_id not in found:
             found[content_id] = open_store(path.parent)
     missing = [content_id for content_id in content_ids if content_id not in found]

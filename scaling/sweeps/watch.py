@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from scaling.sweeps.results import totals
-from scaling.sweeps.status import status_row, status_text, time_left
+from scaling.sweeps.status import notes, status_row, status_text, time_left
 from scaling.sweeps.workdir import Sweep, read_sweep, run_directory
 
 ANALYSIS_SECONDS = 300.0  # from a grid's last result to the run that tests its law: the analysis takes less
@@ -56,6 +56,7 @@ def _text(table: pd.DataFrame, all_cells: bool) -> str:
     """What counts first: a terminal shows the beginning of what is too long for it."""
     done = (table["C"] * table["progress"]).sum() / table["C"].sum()
     head = f"{time.strftime('%H:%M:%S')}  {totals(table)}; {done:.0%} of the FLOPs; {time_left(table)}"
+    head = "\n".join([head, *notes(table)])
     listed = table if all_cells else table[table["status"].isin(["running", "failed"])]
     return f"{head}\n{status_text(listed)}" if len(listed) else head
 

@@ -1,25 +1,31 @@
-"""A sweep's directory: sweep.json says what belongs in it, and refuses what does not."""
+"""A sweep's directory: sweep.json says what belongs in it, and refuses what does not.
+
+Several launchers may share it. What more than one of them writes is changed by `update`, which starts again from what
+another has written in between; what belongs to one run is written by its owner (scaling.training.claims).
+"""
 
 import dataclasses
 import importlib.metadata
 import json
 import pathlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from scaling.data.batches import Stores
+from scaling.data.storage import Root, is_remote
 from scaling.data.token_store import open_store
-from scaling.errors import InputError
-from scaling.files import read_json, write_json
+from scaling.errors import InputError, RunFailedError
+from scaling.files import check_name, make_directory, read_json
 from scaling.recipes import recipe_rule
 from scaling.rules import LearningRateRule
-from scaling.runs import run_from_dict, run_to_dict
-from scaling.specs import from_dict, to_dict
+from scaling.runs import Run, run_from_dict, run_id, run_to_dict
+from scaling.specs import from_dict, require, shown, to_dict
 from scaling.sweeps.cells import Cell, Dropped, all_stores
 from scaling.sweeps.config import SweepConfig, sweep_config
 from scaling.sweeps.texts import Texts
 from scaling.sweeps.variants import varied_config
+from scaling.training.failures import failure_of
 
 SCHEMA = 2
 # What may change when a sweep is started again in its directory: these add cells, or change none.
@@ -61,24 +67,94 @@ def write_sweep(
     experiments.train has trained there before, on several hosts say, are taken as they are. Raises InputError, before
     anything is written, if it holds another sweep, saying in what they differ.
     """
-    known: tuple[Cell, ...] = ()
-    stores = {name: str(store.path) for name, store in all_stores(texts).items()}
-    if (workdir / "sweep.json").exists():
-        held = read_sweep(workdir)
-        _check_same(held, config, stores, workdir)
-        known, stores = held.cells, {**held.stores, **stores}
-    elif workdir.exists() and any(path.name != "runs" for path in workdir.iterdir()):
-        raise InputError("is not empty, and holds no sweep", where=str(workdir), do="give another --workdir")
-    keys = {cell.key for cell in known}
-    added = tuple(cell for cell in cells if cell.key not in keys)
-    sweep = Sweep(config, stores, (*known, *added), tuple(dropped), rules_of(config))
-    save_sweep(workdir, sweep)
-    return sweep
+    stores = {name: _from_anywhere(store.path) for name, store in all_stores(texts).items()}
+    # Before sweep.json is looked for: another launcher that has just begun writes it before anything else.
+    names = {path.name for path in workdir.iterdir()} if workdir.exists() else set()
+
+    def joined(held: Sweep | None) -> Sweep:
+        if held is not None:
+            _check_same(held, config, stores, workdir)
+        elif any(name != "runs" and "sweep.json" not in name for name in names):
+            raise InputError("is not empty, and holds no sweep", where=str(workdir), do="give another --workdir")
+        known = held or Sweep(config, {}, (), ())
+        return Sweep(config, {**known.stores, **stores}, _union(known.cells, cells), tuple(dropped), rules_of(config))
+
+    return _update_sweep(workdir, joined)
+
+
+def add_cells(workdir: pathlib.Path, sweep: Sweep, cells: Sequence[Cell], dropped: Sequence[Dropped] = ()) -> Sweep:
+    """Adds cells to a sweep, and to its sweep.json, beside those that other launchers have added there since."""
+
+    def joined(held: Sweep | None) -> Sweep:
+        known = held or sweep
+        more = tuple(cell for cell in dropped if cell not in known.dropped)
+        return dataclasses.replace(known, cells=_union(known.cells, cells), dropped=(*known.dropped, *more))
+
+    now = _update_sweep(workdir, joined)
+    return dataclasses.replace(sweep, cells=now.cells, dropped=now.dropped)
 
 
 def save_sweep(workdir: pathlib.Path, sweep: Sweep) -> None:
-    """Writes sweep.json."""
-    values = {
+    """Writes sweep.json, whatever it held."""
+    _update_sweep(workdir, lambda held: sweep)
+
+
+def update(path: pathlib.Path, change: Callable[[str | None], str]) -> None:
+    """Writes a text file of which several processes may write versions, atomically.
+
+    change: makes the new content from the present one (None: there is no file). It is called again if another process
+    has written meanwhile, so that the last version written is of the latest state. Nothing is written where the new
+    content is the present one.
+    """
+    import tensorstore  # here: tools.status does without
+
+    make_directory(path.parent)
+    store = tensorstore.KvStore.open({"driver": "file", "path": f"{path.parent.absolute()}/"}).result()
+    while True:
+        read = store.read(path.name).result()
+        before = read.value.decode() if read.state == "value" else None
+        after = change(before)
+        # Conditional: of two writers that have read the same version, one finds that it has changed.
+        if after == before or _written(store, path, after, read.stamp.generation):
+            return
+
+
+def _written(store: Any, path: pathlib.Path, text: str, generation: bytes) -> bool:
+    """Writes a file if it is still of a generation, and returns whether it was."""
+    try:
+        return bool(store.write(path.name, text.encode(), if_equal=generation).result().generation)
+    except ValueError as error:  # as TensorStore tells of permissions and of a disk that is full
+        failure = failure_of(error)
+        if failure.kind == "bug":
+            raise
+        raise RunFailedError(f"{path} could not be written: {failure.reason}", failure.kind) from error
+
+
+def _update_sweep(workdir: pathlib.Path, change: Callable[[Sweep | None], Sweep]) -> Sweep:
+    made: list[Sweep] = []
+
+    def changed(text: str | None) -> str:
+        made.append(change(None if text is None else read_sweep(workdir)))
+        return json.dumps(_values(made[-1]), indent=2, allow_nan=False) + "\n"
+
+    update(workdir / "sweep.json", changed)
+    return made[-1]
+
+
+def _union(known: Sequence[Cell], cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """The known cells in their order, and after them those that are new."""
+    keys = {cell.key for cell in known}
+    return (*known, *(cell for cell in cells if cell.key not in keys))
+
+
+def _from_anywhere(path: Root) -> str:
+    """The path of a store as another process finds it, whose current directory may be another."""
+    return path if is_remote(path) else str(path.absolute())
+
+
+def _values(sweep: Sweep) -> dict[str, Any]:
+    """What sweep.json holds of a sweep."""
+    return {
         "schema": SCHEMA,
         "config": dataclasses.asdict(sweep.config),
         "stores": sweep.stores,
@@ -98,7 +174,6 @@ def save_sweep(workdir: pathlib.Path, sweep: Sweep) -> None:
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
     }
-    write_json(workdir / "sweep.json", values)
 
 
 def read_sweep(workdir: pathlib.Path) -> Sweep:
@@ -106,17 +181,31 @@ def read_sweep(workdir: pathlib.Path) -> Sweep:
     path = workdir / "sweep.json"
     if not path.exists():
         raise InputError("holds no sweep", where=str(workdir), do="experiments.sweep --workdir= starts one")
-    values = read_json(path)
+    values, where = read_json(path), str(path)
     if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-        raise InputError(f"not a sweep of schema {SCHEMA}, which this version reads", where=str(path))
-    runs = {name: run_from_dict(run, f"{path}: runs.{name}") for name, run in values["runs"].items()}
+        raise InputError(f"not a sweep of schema {SCHEMA}, which this version reads", where)
+    for name, kind in (("runs", dict), ("stores", dict), ("rules", dict), ("cells", list), ("dropped", list)):
+        require(isinstance(values.get(name), kind), f"{name} is no {kind.__name__}", where=where)
+    require(all(isinstance(root, str) for root in values["stores"].values()), "stores holds what is no path", "", where)
+    for name, rule in values["rules"].items():
+        from_dict(LearningRateRule, rule, f"{where}: rules.{shown(name)}")
+    runs = {name: run_from_dict(run, f"{where}: runs.{shown(name)}") for name, run in values["runs"].items()}
+    for name, run in runs.items():
+        require(run_id(run) == name, f"runs.{shown(name)} is the run {run_id(run)}", where=where)
     return Sweep(
-        config=sweep_config(values["config"]),
+        config=sweep_config(values.get("config"), f"{where}: config"),
         stores=values["stores"],
-        cells=tuple(Cell(**{**cell, "run": runs[cell["run"]]}) for cell in values["cells"]),
-        dropped=tuple(Dropped(**cell) for cell in values["dropped"]),
+        cells=tuple(_cell(cell, runs, where) for cell in values["cells"]),
+        dropped=tuple(from_dict(Dropped, cell, f"{where}: dropped") for cell in values["dropped"]),
         rules=values["rules"],
     )
+
+
+def _cell(values: Any, runs: dict[str, Run], where: str) -> Cell:
+    """A cell as sweep.json has it: its run by name."""
+    name = values.get("run") if isinstance(values, dict) else None
+    require(isinstance(name, str) and name in runs, f"cells has {shown(values)}, whose run is not there", where=where)
+    return from_dict(Cell, {**values, "run": runs[name]}, f"{where}: cells")
 
 
 def rules_of(config: SweepConfig) -> dict[str, dict[str, Any]]:
@@ -133,7 +222,7 @@ def rule_of(sweep: Sweep, recipe: str) -> LearningRateRule | None:
 
 def run_directory(workdir: pathlib.Path, run: str) -> pathlib.Path:
     """Where a run's files are."""
-    return workdir / "runs" / run
+    return workdir / "runs" / check_name(run, f"a run of {workdir}")
 
 
 def open_stores(sweep: Sweep) -> Stores:

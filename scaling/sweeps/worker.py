@@ -1,28 +1,37 @@
 """A process that trains cells, one after the other, as its launcher tells it on standard input.
 
-In: one JSON line a cell, {"directory", "stores", "placement", "trackers", "profile_steps"}; run.json is in its
-directory. A cell of a plan has "planned" besides, {"topology", "needed_gib"}, and is trained on no other hardware. Out:
-one JSON line an event, on the standard output it was started with; whatever libraries print goes to standard error.
-When standard input closes, the launcher has gone, and the process ends at once, in the middle of a step if need be.
+In: one JSON line a cell, of `scaling.sweeps.tasks.cell_item`. Out: one JSON line an event, on the standard output it
+was started with: progress with done and steps, and at last done, stopped, busy (another process has the run) or failed
+with kind, reason and retry. Whatever libraries print goes to standard error.
+
+A worker ends with its launcher, in the middle of a step if need be. Standard input then closes, which a thread waits
+for; and Linux kills it, even if a call into C holds all its threads up (`die_with_parent`).
 """
 
 import argparse
 import json
 import os
-import pathlib
 import queue
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any, TextIO
+
+from scaling.errors import BusyError, LostClaimError, StoppedError
+from scaling.sweeps.one_cell import train_cell
+from scaling.sweeps.tasks import Event, die_with_parent, failed
+from scaling.training.failures import failure_of
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cores", default="", help="Comma-separated CPU cores to stay on; empty: all.")
     parser.add_argument("--cache", default="", help="Directory of jax's compilation cache; empty: none.")
+    parser.add_argument("--parent", type=int, required=True, help="The process of the launcher.")
     arguments = parser.parse_args()
+    die_with_parent(arguments.parent)
     if arguments.cores:
         os.sched_setaffinity(0, [int(core) for core in arguments.cores.split(",")])
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
@@ -39,7 +48,7 @@ def main() -> None:
     if arguments.cache:
         keep_compilations(arguments.cache)
     while True:
-        _train(json.loads(cells.get()), events, stop.is_set)
+        _tell(events, _train(json.loads(cells.get()), events, stop.is_set))
 
 
 def _read(cells: "queue.Queue[str]") -> None:
@@ -48,49 +57,26 @@ def _read(cells: "queue.Queue[str]") -> None:
     os._exit(0)
 
 
-def _train(cell: dict[str, Any], events: TextIO, stopping: Callable[[], bool]) -> None:
-    from scaling.data.token_store import open_store
-    from scaling.errors import RunFailedError, ScalingError, StoppedError
-    from scaling.files import read_json
-    from scaling.parallel.topology import parse_topology
-    from scaling.runs import Placement, run_from_dict
-    from scaling.specs import from_dict
-    from scaling.training.loop import train
-    from scaling.training.planned import check_hardware, hardware
+def _tell(events: TextIO, event: Event) -> None:
+    events.write(json.dumps(event) + "\n")
 
-    def tell(event: str, **facts: Any) -> None:
-        events.write(json.dumps({"event": event, **facts}) + "\n")
 
-    directory = pathlib.Path(cell["directory"])
+def _train(item: dict[str, Any], events: TextIO, stopping: Callable[[], bool]) -> Event:
+    """Trains a cell, telling of its steps, and returns how it ended."""
     try:
-        run = run_from_dict(read_json(directory / "run.json"), str(directory / "run.json"))
-        placement = from_dict(Placement, cell["placement"], "placement")
-        if planned := cell.get("planned"):
-            check_hardware(parse_topology(planned["topology"]), planned["needed_gib"], hardware())
-        stores = {store.content_id: store for store in map(open_store, cell["stores"])}
-        train(
-            run,
-            placement,
-            stores,
-            directory,
-            lambda done, steps: tell("progress", done=done, steps=steps),
-            stopping,
-            trackers=cell["trackers"],
-            profile_steps=cell["profile_steps"],
+        train_cell(
+            item, lambda done, steps: _tell(events, {"event": "progress", "done": done, "steps": steps}), stopping
         )
     except StoppedError:
-        tell("stopped")
-    except RunFailedError as error:
-        tell("failed", reason=str(error), final=True)
-    except ScalingError as error:
-        tell("failed", reason=str(error), final=False)
+        return {"event": "stopped"}
+    except (BusyError, LostClaimError):
+        return {"event": "busy"}
     except Exception as error:
-        import traceback
-
-        traceback.print_exc()
-        tell("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0], final=False)
-    else:
-        tell("done")
+        failure = failure_of(error)
+        if failure.kind == "bug":
+            traceback.print_exc()
+        return failed(failure)
+    return {"event": "done"}
 
 
 if __name__ == "__main__":

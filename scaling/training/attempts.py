@@ -10,7 +10,6 @@ Two attempts never write one file, so one that was taken for dead and wakes up a
 """
 
 import contextlib
-import dataclasses
 import os
 import pathlib
 import socket
@@ -68,14 +67,10 @@ class Attempt:
 
         def recorded() -> dict[str, Any]:
             path = self.directory / "result.json"
-            if claims.record_once(path, result):
-                publish(self.directory)
-                self.tell(outcome="recorded")
-                (self.directory / "failure.json").unlink(missing_ok=True)
-            else:
+            if not claims.record_once(path, result):
                 first = read_json(path)
-                same = {**first, "timing": None} == {**result, "timing": None}
-                self.tell(outcome="duplicate", same=same)
+                self.tell(outcome="duplicate", same={**first, "timing": None} == {**result, "timing": None})
+            records.publish(self.directory)
             return read_json(path)
 
         return hosts.told(recorded)
@@ -150,30 +145,5 @@ def recorded(run: Run, directory: pathlib.Path) -> dict[str, Any] | None:
         raise InputError("holds another run", where=str(directory), do="give another --workdir")
     if not result_path.exists():
         return None
-    publish(directory)
+    records.publish(directory)
     return read_json(result_path)
-
-
-def publish(directory: pathlib.Path) -> None:
-    """Moves the metrics of the attempt that recorded the result up beside it. Done again, it does nothing."""
-    number = read_json(directory / "result.json")["timing"]["attempt"]
-    for name in ("metrics.jsonl", "timing.jsonl"):
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(records.attempt_folder(directory, number) / name, directory / name)
-
-
-def failed_alone(directory: pathlib.Path, reason: str) -> Failure:
-    """Leaves word of an attempt whose process died without one, kill -9 say; for the launcher that has seen it die.
-
-    Nothing is written if another attempt is under way, or has recorded the result.
-    """
-    claim = claims.read_claim(directory)
-    number = None if claim is None else claim.attempt
-    failure = Failure("killed", reason, attempt=number)
-    if (directory / "result.json").exists() or (claim is not None and claims.seems_alive(claim, float("inf"))):
-        return failure
-    path = directory / "attempts" / str(number) / "attempt.json"
-    if path.exists() and read_json(path)["outcome"] is None:
-        write_json(path, {**read_json(path), "outcome": "failed", "kind": failure.kind, "reason": reason})
-    write_json(directory / "failure.json", dataclasses.replace(failure, attempt=number).to_json())
-    return failure

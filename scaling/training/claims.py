@@ -33,7 +33,7 @@ from typing import Any
 from scaling.errors import BusyError, InputError, LostClaimError
 
 CLAIM = "claim.json"
-BEAT_SECONDS = 5.0
+BEAT_SECONDS = 5.0  # between heartbeats, at most: four are to fit into the time after which a claim is stale
 POLL_SECONDS = 1.0
 
 Spent = dict[str, float]  # wall_seconds, tokens, joules: over all attempts at a run, lost work included
@@ -106,7 +106,7 @@ class Sightings:
         generation = _write(store, claim, read.stamp.generation)
         if not generation:
             raise BusyError("another process has just taken this run", str(directory))
-        return Held(store, claim, generation)
+        return Held(store, claim, generation, min(BEAT_SECONDS, self.stale_seconds / 4))
 
 
 def take_patiently(directory: pathlib.Path, stale_seconds: float) -> "Held":
@@ -129,8 +129,8 @@ class Held:
     counted: say what this attempt has spent so far, besides time.
     """
 
-    def __init__(self, store: Any, claim: Claim, generation: bytes):
-        self._store, self._claim, self._generation = store, claim, generation
+    def __init__(self, store: Any, claim: Claim, generation: bytes, beat_seconds: float):
+        self._store, self._claim, self._generation, self._beat_seconds = store, claim, generation, beat_seconds
         self._before = claim.spent
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._since = time.monotonic()
@@ -163,7 +163,7 @@ class Held:
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[None]:
-        """While open, the claim is renewed every BEAT_SECONDS; then it is released."""
+        """While open, the claim is renewed every few seconds; then it is released."""
         thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         thread.start()
         try:
@@ -174,7 +174,7 @@ class Held:
                 self.release()
 
     def _beat(self) -> None:
-        while not self._ended.wait(BEAT_SECONDS):
+        while not self._ended.wait(self._beat_seconds):
             # A disk that is full or away for a moment loses no claim: only another owner does, and others see no sign
             # of life meanwhile. The next heartbeat tries again.
             with contextlib.suppress(OSError, ValueError):

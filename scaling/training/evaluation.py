@@ -26,9 +26,14 @@ def rows_at_a_time(windows: int, length: int, shards: int) -> int:
 
 
 def evaluate(
-    window_losses: Callable[..., jax.Array], params: Any, tokens_WxM: np.ndarray, rows: int, sharding: Any
+    window_losses: Callable[..., jax.Array],
+    params: Any,
+    tokens_WxM: np.ndarray,
+    rows: int,
+    sharding: Any,
+    alive: Callable[[], None] = lambda: None,
 ) -> tuple[float, float]:
-    """Mean and standard error over windows of the loss, in nats a token.
+    """Mean and standard error over windows of the loss, in nats a token. alive: called after each group of `rows`.
 
     The standard error is that of the text: runs evaluated on the same windows share it, so it is not their noise.
     """
@@ -41,5 +46,6 @@ def evaluate(
             lambda part, chosen=chosen: tokens_WxM[chosen[part]], (rows, tokens_WxM.shape[1]), sharding
         )
         losses.append(np.asarray(jax.device_get(window_losses(params, group_RxM)), np.float64))
+        alive()
     loss_W = np.concatenate(losses)[:W]
     return float(loss_W.mean()), float(loss_W.std(ddof=1) / math.sqrt(W))

@@ -14,7 +14,7 @@ from scaling.files import Path, read_json
 from scaling.parallel.chips import CHIPS, GIB
 from scaling.parallel.topology import Topology, parse_topology
 from scaling.runs import Placement, Run, run_from_dict, run_id
-from scaling.specs import from_dict, require
+from scaling.specs import LONG, from_dict, located, require, settle, shown
 
 LISTED = 20  # cells that a refusal names; a plan may have hundreds
 
@@ -33,9 +33,22 @@ class Planned:
     estimated_gib: float | None
     compiled_gib: float | None  # the peak that the compiler has proved
 
+    def __post_init__(self) -> None:
+        settle(self, "planned")
+
     @property
     def needed_gib(self) -> float | None:
         return self.estimated_gib if self.compiled_gib is None else self.compiled_gib
+
+
+def read_run(path: Path) -> Run:
+    """The run of a run.json, or the first that a next_run.json of a sweep recommends. Raises InputError for neither."""
+    values = read_json(path)
+    if isinstance(values, list):
+        values = next((entry["run"] for entry in values if isinstance(entry, dict) and entry.get("run")), None)
+        no_run = "has no run: it was not made from a sweep, or none could be made"
+        require(values is not None, no_run, where=str(path))
+    return run_from_dict(values, str(path))
 
 
 def read_plan(path: Path) -> dict[str, Planned]:
@@ -44,26 +57,25 @@ def read_plan(path: Path) -> dict[str, Planned]:
     values = read_json(path)
     said = isinstance(values, dict) and isinstance(values.get("cells"), list)
     require(said, "is no plan", "python -m tools.plan --topology= --out= writes one", str(path))
-    cells = [cell for cell in values["cells"] if cell.get("placement") is not None]
+    cells = [cell for cell in values["cells"] if isinstance(cell, dict) and cell.get("placement") is not None]
     require(bool(cells) and bool(values.get("topology")), "places no cell", "plan with --topology=", str(path))
-    topology = parse_topology(values["topology"])
-    return {cell["run"]: _planned(cell, topology, f"{path}: {cell['run']}") for cell in cells}
+    said = values["topology"]
+    require(isinstance(said, str) and len(said) <= LONG, f"topology {shown(said)} is none", where=str(path))
+    topology = parse_topology(said)
+    planned = [_planned(cell, topology, f"{path}: {shown(cell.get('run'))}") for cell in cells]
+    return {run_id(cell.run): cell for cell in planned}
 
 
 def _planned(cell: Mapping[str, Any], topology: Topology, where: str) -> Planned:
     missing = [name for name in ("run_spec", "placed") if name not in cell]
     require(not missing, f"has no {', '.join(missing)}", "plan again with this version", where)
     run = run_from_dict(cell["run_spec"], where)
-    require(run_id(run) == cell["run"], f"its run_spec is that of {run_id(run)}", "plan again", where)
+    require(run_id(run) == cell.get("run"), f"its run_spec is that of {run_id(run)}", "plan again", where)
     proof = cell.get("proof") or {}
-    return Planned(
-        run,
-        from_dict(Placement, cell["placement"], where),
-        cell["placed"],
-        topology,
-        cell.get("memory_gib_est"),
-        proof.get("peak_gib"),
-    )
+    require(isinstance(proof, dict), f"proof {shown(proof)} is no mapping", where=where)
+    with located(where):
+        placement = from_dict(Placement, cell["placement"], where)
+        return Planned(run, placement, cell["placed"], topology, cell.get("memory_gib_est"), proof.get("peak_gib"))
 
 
 def find_cell(plan: Mapping[str, Planned], name: str, where: str = "") -> Planned:

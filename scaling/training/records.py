@@ -7,31 +7,13 @@ import pathlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import google_crc32c
 
 from scaling.errors import InputError
-
-LOCK = "lock"  # a file in a run's directory that is locked while a process trains the run
-
-
-def cut_back(path: pathlib.Path, steps: int, evaluations_from: float = math.inf) -> None:
-    """Drops the lines of a .jsonl file that will be written again: past `steps`, evaluations from a step on, and a line
-    that a kill broke."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-            past = record["step"] > steps or ("eval" in record and record["step"] >= evaluations_from)
-        except ValueError:
-            break  # only the last line can be half-written
-        if not past:
-            kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
+from scaling.files import read_json, write_json
 
 
 def attempt_folder(directory: pathlib.Path, number: int) -> pathlib.Path:
@@ -40,13 +22,39 @@ def attempt_folder(directory: pathlib.Path, number: int) -> pathlib.Path:
 
 
 def records_of(directory: pathlib.Path) -> pathlib.Path:
-    """The folder that has the metrics of a run now: its own once they were recorded, else its newest attempt's."""
+    """The folder that has the metrics of a run: its own once they were published, else that of the attempt that has
+    recorded the result, else that of the newest."""
     if (directory / "metrics.jsonl").exists():
         return directory
-    numbers = [
-        int(path.parent.name) for path in directory.glob("attempts/*/metrics.jsonl") if path.parent.name.isdecimal()
-    ]
+    if (directory / "result.json").exists():
+        return _winner(directory)
+    names = [path.parent.name for path in directory.glob("attempts/*/metrics.jsonl")]
+    numbers = [int(name) for name in names if name.isdecimal()]
     return attempt_folder(directory, max(numbers)) if numbers else directory
+
+
+def publish(directory: pathlib.Path) -> None:
+    """Makes a run that has a result look like it: the metrics of the attempt that recorded it are moved up beside it,
+    the attempt says that it did, and no failure of an earlier one is left.
+
+    Done again it does nothing; so where a kill cuts it short, whoever comes next does the rest.
+    """
+    winner = _winner(directory)
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        with suppress(FileNotFoundError):
+            os.replace(winner / name, directory / name)
+    told = read_json(winner / "attempt.json")
+    if told["outcome"] != "recorded":
+        write_json(winner / "attempt.json", {**told, "outcome": "recorded"})
+    (directory / "failure.json").unlink(missing_ok=True)
+
+
+def _winner(directory: pathlib.Path) -> pathlib.Path:
+    result = read_json(directory / "result.json")
+    try:
+        return attempt_folder(directory, int(result["timing"]["attempt"]))
+    except (KeyError, TypeError, ValueError):
+        raise InputError("names no attempt: it is not of this version", str(directory / "result.json")) from None
 
 
 def up_to(path: pathlib.Path, steps: int, evaluations_from: float = math.inf) -> str:

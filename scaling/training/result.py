@@ -1,6 +1,7 @@
-"""The result of a run, as result.json has it."""
+"""The result of a run, as result.json has it: bit for bit the same however often it was killed, but for `timing`."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,15 +10,28 @@ from scaling.data.batches import Stores, epochs, eval_stores, unique_tokens
 from scaling.models.counts import counts
 from scaling.parallel.chips import peak_flops
 from scaling.runs import MAIN_SPLIT, Placement, Run, run_id
+from scaling.training.energy import kilowatt_hours
 
 SCHEMA = 1
+WORK = ("compile", "train", "evaluate", "save")  # what the seconds of a run are spent on
 Losses = dict[str, dict[str, float]]  # of each evaluation set: loss and stderr, nats a token
 
 
 def make_result(
-    run: Run, placement: Placement, stores: Stores, losses: Losses, seconds: dict[str, float]
+    run: Run,
+    placement: Placement,
+    stores: Stores,
+    losses: Losses,
+    seconds: Mapping[str, float],
+    spent: Mapping[str, float],
+    attempt: int,
 ) -> dict[str, Any]:
-    """What stands in result.json: counts, use of the data, final losses, and timings apart from all that."""
+    """What stands in result.json: counts, use of the data, final losses, and timings apart from all that.
+
+    seconds: of the work that stands, by what they were spent on (scaling.training.records.Clock): what a kill undid is
+    not among them. spent: wall_seconds, tokens and energy (scaling.training.energy) of all attempts, what was undone
+    included; what was not counted is None in the result. attempt: the number of this one, from 1.
+    """
     counted = counts(run.model, run.data.sequence_length, run.tokens)
     flops_per_second = counted["C"] / seconds["train"]
     return {
@@ -38,14 +52,35 @@ def make_result(
         },
         "seed": run.seed,
         "timing": {
-            **{f"{what}_seconds": seconds.get(what, 0.0) for what in ("compile", "train", "evaluate", "save")},
+            **{f"{what}_seconds": seconds.get(what, 0.0) for what in WORK},
             "tokens_per_second": run.tokens / seconds["train"],
             "flops_per_second": flops_per_second,
             "mfu": mfu(flops_per_second, placement.devices),
             "device_kind": jax.local_devices()[0].device_kind,
             "devices": placement.devices,
             "jax": jax.__version__,
+            **_spending(seconds, spent),
+            "attempt": attempt,
         },
+    }
+
+
+def _spending(seconds: Mapping[str, float], spent: Mapping[str, float]) -> dict[str, float | None]:
+    """What all attempts have cost together.
+
+    wall_seconds: from when each had claimed the run to its end, or its last heartbeat if it was killed. lost_seconds:
+    those of them that are in none of the four above: undone by a kill, or spent on starting, restoring and waiting.
+    tokens_trained: of all steps taken, those taken again included. energy: as scaling.training.energy has it, of which
+    at least one is None; `_est` if any of it is estimated.
+    """
+    wall = spent.get("wall_seconds")
+    measured, estimated = kilowatt_hours(spent)
+    return {
+        "wall_seconds": wall,
+        "lost_seconds": None if wall is None else max(0.0, wall - sum(seconds.get(what, 0.0) for what in WORK)),
+        "tokens_trained": spent.get("tokens"),
+        "energy_kwh": measured,
+        "energy_kwh_est": estimated,
     }
 
 

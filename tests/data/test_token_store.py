@@ -173,7 +173,7 @@ def test_a_cut_or_missing_file_is_found_on_opening(own_store):
     [
         ("[]", "schema"),
         ('{"schema": 1}', "not of schema 2"),
-        ('{"schema": 2}', "incomplete or altered: 'vocab_size'"),
+        ('{"schema": 2}', "incomplete or altered: missing source, validation_fraction, tokenizer, vocab_size"),
         ("{", "JSON"),
     ],
 )

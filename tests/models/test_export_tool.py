@@ -17,7 +17,7 @@ from scaling.files import read_json, write_json
 from scaling.models.huggingface import from_hf, read_checkpoint
 from scaling.models.parameter_files import read_params, start_params
 from scaling.parallel.mesh import make_mesh
-from scaling.runs import DataSpec, ModelShape, OptimizerSpec, Placement, Run, ScheduleSpec, run_to_dict
+from scaling.runs import DataSpec, ModelShape, OptimizerSpec, Placement, Run, ScheduleSpec, run_id, run_to_dict
 from scaling.specs import to_dict
 from scaling.training.checkpoints import Checkpoints
 from scaling.training.last_params import last_params
@@ -51,7 +51,7 @@ def saved_run(directory, run, placement, step):
     directory.mkdir()
     write_json(directory / "run.json", run_to_dict(run))
     write_json(directory / "placement.json", to_dict(placement))
-    with Checkpoints(directory / "checkpoints") as checkpoints:
+    with Checkpoints(directory / "checkpoints", run_id(run), attempt=1) as checkpoints:
         checkpoints.save(1, jax.tree.map(np.zeros_like, State(*state)), {})
         checkpoints.save(step, state, {})
     return jax.device_get(state.params)

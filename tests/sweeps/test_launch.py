@@ -1,6 +1,7 @@
 """Cells side by side in worker processes: real ones on a tiny model, and made-up ones for the rules between them."""
 
 import collections
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,25 +14,15 @@ import time
 
 import pytest
 
-from scaling.errors import StoppedError
-from scaling.files import write_json
-from scaling.runs import DataSpec, ModelShape, OptimizerSpec, Placement, Run, ScheduleSpec, run_to_dict
-from scaling.sweeps import execution, launch
-from scaling.sweeps.cells import Cell
-from scaling.sweeps.execution import Way, execute
+from scaling.runs import DataSpec, ModelShape, OptimizerSpec, Run, ScheduleSpec, run_from_dict, run_id, run_to_dict
+from scaling.sweeps import launch, tasks
 from scaling.sweeps.launch import run_cells
-from scaling.sweeps.results import cell_status
+from scaling.sweeps.results import cell_status, metrics_of
+from scaling.sweeps.tasks import Task, Way
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = ModelShape(d_model=8, n_layers=2, n_heads=1, d_ff=16, vocab_size=256)
-
-
-PLAIN = {"placement": {}, "trackers": [], "profile_steps": 0}
-
-
-@pytest.fixture
-def stores(text_store):
-    return {text_store.content_id: str(text_store.path)}
+PLAIN = {"placement": {}, "trackers": [], "profile_steps": 0, "care": ""}
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +32,15 @@ def tiny_run(text_store):
     return Run(TINY, data, batch_size=2, steps=100, optimizer=optimizer, schedule=schedule, eval_points=3)
 
 
-def prepare(directory, run, store):
-    """A cell as `run_cells` takes it."""
-    directory.mkdir(parents=True)
-    write_json(directory / "run.json", run_to_dict(run))
-    return {"directory": str(directory), "stores": [str(store.path)], **PLAIN}
+def prepare(root, run, store):
+    """A cell as `run_cells` takes it: its task, and its item."""
+    directory = root / run_id(run)
+    item = {"directory": str(directory), "run": run_to_dict(run), "stores": [str(store.path)], **PLAIN}
+    return Task(directory.name, directory, 1.0, run.steps), item
+
+
+def run_all(cells, way, log, cache, on_event):
+    return run_cells(*zip(*cells, strict=True), way, log, cache, on_event)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +63,8 @@ Outcome = collections.namedtuple("Outcome", "complete events directories pids")
 
 @pytest.fixture(scope="module")
 def four_cells(tmp_path_factory, tiny_run, text_store, cache, one_device):
-    """Four real cells by one worker: one good, one whose loss explodes, one whose process is killed, and one more."""
+    """Four real cells by one worker: one good, one whose loss explodes, one whose process is killed twice, and one
+    more. What was killed is tried again once."""
     root = tmp_path_factory.mktemp("cells")
     runs = {
         "good": dataclasses.replace(tiny_run, steps=LONG),
@@ -76,26 +72,27 @@ def four_cells(tmp_path_factory, tiny_run, text_store, cache, one_device):
         "killed": dataclasses.replace(tiny_run, steps=10**6),
         "last": tiny_run,
     }
-    cells = [prepare(root / name, run, text_store) for name, run in runs.items()]
-    events, pids = {name: [] for name in runs}, {}
+    cells = [prepare(root, run, text_store) for run in runs.values()]
+    events, pids = {name: [] for name in runs}, {name: [] for name in runs}
     names = list(runs)
 
     def on_event(index, event):
         name = names[index]
         events[name].append(event)
         if name == "killed" and event["event"] == "progress":
-            os.kill(pids[name], signal.SIGKILL)
+            os.kill(pids[name][-1], signal.SIGKILL)
 
-    one_cell = launch._one_cell
+    one_cell, directories = launch._one_cell, {name: root / run_id(run) for name, run in runs.items()}
 
-    def spy(worker, cell, tell):
-        pids[pathlib.Path(cell["directory"]).name] = worker.pid
-        one_cell(worker, cell, tell)
+    def spy(worker, item, tell):
+        (name,) = [name for name, directory in directories.items() if str(directory) == item["directory"]]
+        pids[name].append(worker.pid)
+        return one_cell(worker, item, tell)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "_one_cell", spy)
-        complete = run_cells(cells, 1, root / "workers.log", cache, on_event)
-    return Outcome(complete, events, {name: root / name for name in runs}, pids)
+        complete = run_all(cells, Way(1, retries=1), root / "workers.log", cache, on_event)
+    return Outcome(complete, events, directories, pids)
 
 
 def test_a_cell_reports_its_steps_in_order_and_then_its_end(four_cells):
@@ -122,27 +119,30 @@ def test_one_failed_cell_does_not_stop_the_others(four_cells):
 
 def test_a_loss_that_is_not_finite_fails_for_good_with_its_step(four_cells):
     *_, end = four_cells.events["explodes"]
-    assert (end["event"], end["final"]) == ("failed", True)
+    assert (end["event"], end["kind"], end["retry"]) == ("failed", "not_finite", "never")
     failure = json.loads((four_cells.directories["explodes"] / "failure.json").read_text())
-    assert failure["final"]
+    assert (failure["kind"], failure["reason"]) == ("not_finite", end["reason"])
     assert f"step {failure['step']} of 100: " in failure["reason"]
     assert "nan" in failure["reason"] or "inf" in failure["reason"]
-    assert end["reason"].endswith(failure["reason"])
     assert not (four_cells.directories["explodes"] / "result.json").exists()
+    assert len(four_cells.pids["explodes"]) == 1
 
 
-def test_a_killed_worker_fails_its_cell_for_this_time_with_the_signal(four_cells):
-    *_, end = four_cells.events["killed"]
-    reason = "its process ended with signal SIGKILL, as when memory runs out"
-    assert end == {"event": "failed", "reason": reason, "final": False}
+def test_a_killed_worker_fails_its_cell_which_is_tried_again_and_then_given_up(four_cells):
+    ends = [event for event in four_cells.events["killed"] if event["event"] != "progress"]
+    told = {"kind": "killed", "reason": "its process ended with signal SIGKILL, as when memory runs out"}
+    assert ends == [{"event": "again", **told, "tries": 1}, {"event": "failed", **told, "retry": "soon"}]
     failure = json.loads((four_cells.directories["killed"] / "failure.json").read_text())
-    assert failure == {"reason": reason, "final": False}
+    assert {name: failure[name] for name in told} == told
+    assert failure["attempt"] == 2
 
 
 def test_a_worker_trains_cell_after_cell_and_a_dead_one_is_replaced(four_cells):
+    """The cell that was killed waits for its second try: the last one is trained meanwhile."""
     pids = four_cells.pids
-    assert pids["good"] == pids["explodes"] == pids["killed"] != pids["last"]
-    assert all(ended(pid) for pid in four_cells.pids.values())
+    (good,), (explodes,), (first, second), (last,) = pids.values()
+    assert good == explodes == first != last == second
+    assert all(ended(pid) for pid in (first, second))
 
 
 def test_each_worker_stays_on_cores_of_its_own(tmp_path, one_device):
@@ -178,12 +178,9 @@ def test_cores_are_dealt_out(monkeypatch, workers, cores, shares):
 
 
 def test_a_stopped_run_goes_on_and_ends_as_an_uninterrupted_one(four_cells, tmp_path, text_store, cache, one_device):
-    run = json.loads((four_cells.directories["good"] / "run.json").read_text())
-    cells = []
-    for name in ("stopped", "waiting"):
-        (tmp_path / name).mkdir()
-        write_json(tmp_path / name / "run.json", run)
-        cells.append({"directory": str(tmp_path / name), "stores": [str(text_store.path)], **PLAIN})
+    run = run_from_dict(json.loads((four_cells.directories["good"] / "run.json").read_text()))
+    cells = [prepare(tmp_path, each, text_store) for each in (run, dataclasses.replace(run, seed=1))]
+    stopped, waiting = (task.directory for task, _ in cells)
     events = []
 
     def stop_at_first_progress(index, event):
@@ -192,21 +189,21 @@ def test_a_stopped_run_goes_on_and_ends_as_an_uninterrupted_one(four_cells, tmp_
         events.append((index, event))
 
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    assert not run_cells(cells, 1, tmp_path / "log", cache, stop_at_first_progress)
+    assert not run_all(cells, Way(1), tmp_path / "log", cache, stop_at_first_progress)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert {index for index, _ in events} == {0}
     assert events[-1] == (0, {"event": "stopped"})
     stopped_at = max(event["done"] for _, event in events[:-1])
     assert stopped_at < LONG
-    assert [cell_status(tmp_path / name)[0] for name in ("stopped", "waiting")] == ["missing", "missing"]
-    assert not (tmp_path / "waiting" / "checkpoints").exists()
+    assert [cell_status(directory)[0] for directory in (stopped, waiting)] == ["missing", "missing"]
+    assert not waiting.exists()
 
     events = [None]
-    assert run_cells(cells[:1], 1, tmp_path / "log", cache, lambda index, event: events.append(event))
+    assert run_all(cells[:1], Way(1), tmp_path / "log", cache, lambda index, event: events.append(event))
     resumed_at = events[1]["done"]
     assert resumed_at > stopped_at
     assert events[-1] == {"event": "done"}
-    whole, parts = four_cells.directories["good"], tmp_path / "stopped"
+    whole, parts = four_cells.directories["good"], stopped
     results = [json.loads((directory / "result.json").read_text()) for directory in (whole, parts)]
     for result in results:
         del result["timing"]
@@ -217,15 +214,12 @@ def test_a_stopped_run_goes_on_and_ends_as_an_uninterrupted_one(four_cells, tmp_
 LAUNCHER = """
 import json, pathlib, sys
 from scaling.sweeps import launch
+from scaling.sweeps.tasks import Task, Way
 
-start = launch._start
-def spy(*arguments):
-    worker = start(*arguments)
-    print(worker.pid, flush=True)
-    return worker
-launch._start = spy
-cell, log, cache = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
-launch.run_cells([cell], 1, log, cache, lambda index, event: print(event["event"], flush=True))
+item, log, cache = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
+directory = pathlib.Path(item["directory"])
+tell = lambda index, event: print(event["event"], flush=True)
+launch.run_cells([Task(directory.name, directory, 1.0, 1)], [item], Way(1), log, cache, tell)
 """
 
 
@@ -239,25 +233,48 @@ def ended(pid):
         return True
 
 
-def test_workers_die_with_their_launcher(tmp_path, tiny_run, text_store, cache, one_device):
-    """Killed at once, without a chance to tell anyone; until then the cell is running."""
-    cell = prepare(tmp_path / "cell", dataclasses.replace(tiny_run, steps=10**6), text_store)
+def descendants(pid):
+    """The processes that a process has started, and those that they have."""
+    parents = {}
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {pid}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a worker is killed with its launcher on Linux alone")
+@pytest.mark.parametrize("when", ["compile", "step"])
+def test_a_launcher_that_is_killed_takes_its_workers_with_it(tmp_path, tiny_run, text_store, cache, one_device, when):
+    """Killed at once, without a chance to tell anyone, while a worker compiles, from nothing, or takes steps. 2 s are
+    what a machine with other work needs to take down a process of many threads; each is sent its signal at once."""
+    task, item = prepare(tmp_path, dataclasses.replace(tiny_run, steps=10**6), text_store)
+    item["run"]["model"]["n_layers"] = 2 if when == "step" else 24
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    arguments = [json.dumps(cell), str(tmp_path / "log"), str(cache)]
+    arguments = [json.dumps(item), str(tmp_path / "log"), str(cache if when == "step" else tmp_path / "cache")]
     launcher = subprocess.Popen(
         [sys.executable, "-c", LAUNCHER, *arguments], stdout=subprocess.PIPE, text=True, env=environment
     )
-    pid = int(launcher.stdout.readline())
-    assert launcher.stdout.readline() == "progress\n"
-    assert cell_status(tmp_path / "cell") == ("running", "")
+    if when == "step":
+        assert launcher.stdout.readline() == "progress\n"
+    else:
+        while cell_status(task.directory) != ("running", ""):
+            time.sleep(0.01)
+        time.sleep(0.3)  # it has its claim, and compiles the program of its first state, or the step
+    assert cell_status(task.directory) == ("running", "")
+    children = descendants(launcher.pid)
+    assert children
     launcher.kill()
+    deadline = time.monotonic() + 2
     launcher.wait()
     launcher.stdout.close()
-    deadline = time.monotonic() + 10
-    while not (ended(pid) and cell_status(tmp_path / "cell")[0] == "missing") and time.monotonic() < deadline:
-        time.sleep(0.05)  # its threads end one by one, and the last one lets go of the lock
-    assert ended(pid)
-    assert cell_status(tmp_path / "cell") == ("missing", "")
+    while not all(map(ended, children)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert all(map(ended, children))
+    assert cell_status(task.directory) == ("missing", "")
+    assert bool(metrics_of(task.directory)) == (when == "step")
 
 
 FAKE = """
@@ -280,7 +297,16 @@ for line in sys.stdin:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         tell(event="progress", done=2, steps=2)
         time.sleep(600)
-    tell(event="failed", reason="no such store", final=False) if what == "refused" else tell(event="done")
+    if what == "hung":
+        with open(json.loads(line)["directory"] + "/failure.json", "w") as f:
+            json.dump({"kind": "hung", "reason": "no step for 1800 s"}, f)
+        os._exit(124)
+    if what == "disk":
+        tell(event="failed", kind="disk_full", reason="no space left", retry="soon")
+    elif what == "refused":
+        tell(event="failed", kind="refused", reason="no such store", retry="when mended")
+    else:
+        tell(event="done")
 """
 
 
@@ -296,19 +322,21 @@ def fake(monkeypatch, tmp_path):
             return subprocess.Popen([sys.executable, "-c", FAKE], text=True, **pipes)
 
     monkeypatch.setattr(launch, "_start", start)
+    monkeypatch.setattr(launch, "pause", lambda tries: 0.01 * tasks.pause(tries))
 
-    def run(names, workers=1, on_event=lambda name, event: None):
+    def run(names, workers=1, on_event=lambda name, event: None, retries=0):
         cells = []
         for name in names:
             (tmp_path / name).mkdir()
-            cells.append({"directory": str(tmp_path / name), "stores": [], **PLAIN})
+            cells.append((Task(name, tmp_path / name, 1.0, 2), {"directory": str(tmp_path / name)}))
         events = {name: [] for name in names}
 
         def note(index, event):
             events[names[index]].append(event)
             on_event(names[index], event)
 
-        return run_cells(cells, workers, tmp_path / "workers.log", tmp_path, note), events
+        way = Way(workers, retries=retries)
+        return run_all(cells, way, tmp_path / "workers.log", tmp_path, note), events
 
     run.starts = starts
     return run
@@ -330,15 +358,46 @@ def test_no_more_workers_than_cells(fake):
 def test_a_worker_that_ends_by_itself_fails_its_cell_with_its_code(fake, tmp_path):
     complete, events = fake(["exits", "after"])
     assert complete
-    assert events["exits"][-1] == {"event": "failed", "reason": "its process ended with code 3", "final": False}
+    reason = "its process ended with code 3"
+    assert events["exits"][-1] == {"event": "failed", "kind": "killed", "reason": reason, "retry": "soon"}
     assert events["after"][-1] == {"event": "done"}
     assert len(fake.starts) == 2
     assert cell_status(tmp_path / "exits") == ("failed", "its process ended with code 3")
 
 
-def test_a_refused_cell_is_recorded_by_the_launcher(fake, tmp_path):
-    fake(["refused"])
-    assert cell_status(tmp_path / "refused") == ("failed", "no such store")
+def test_what_may_be_gone_is_tried_again_with_pauses_and_what_is_not_is_not(fake, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(launch, "pause", lambda tries: pauses.append(tries) or 0.0)
+    complete, events = fake(["disk", "refused", "b"], retries=3)
+    assert complete
+    assert pauses == [1, 2, 3]
+    ends = {name: [event for event in told if event["event"] != "progress"] for name, told in events.items()}
+    assert [end["event"] for end in ends["disk"]] == ["again"] * 3 + ["failed"]
+    assert ends["refused"] == [
+        {"event": "failed", "kind": "refused", "reason": "no such store", "retry": "when mended"}
+    ]
+    assert ends["b"] == [{"event": "done"}]
+    assert len(fake.starts) == 1
+
+
+def test_what_waits_for_another_try_holds_nobody_up(fake, monkeypatch):
+    """The cells behind it are done meanwhile; the launcher then waits for its time."""
+    monkeypatch.setattr(launch, "pause", lambda tries: 1.0)
+    order = []
+    fake(["disk", "b", "c"], retries=1, on_event=lambda name, event: order.append((name, event["event"])))
+    assert [pair for pair in order if pair[1] != "progress"] == [
+        ("disk", "again"),
+        ("b", "done"),
+        ("c", "done"),
+        ("disk", "failed"),
+    ]
+
+
+def test_the_watchdog_of_a_worker_says_that_it_hung(fake):
+    _, events = fake(["hung", "after"])
+    told = {"kind": "hung", "reason": "no step for 1800 s", "retry": "soon"}
+    assert events["hung"][-1] == {"event": "failed", **told}
+    assert events["after"][-1] == {"event": "done"}
 
 
 def test_a_worker_that_dies_between_two_cells_costs_at_most_the_second(fake):
@@ -401,62 +460,3 @@ def test_events_come_one_at_a_time(fake):
     complete, events = fake(list("abcdefgh"), workers=4, on_event=alone)
     assert complete
     assert all(told[-1] == {"event": "done"} for told in events.values())
-
-
-@pytest.fixture
-def cells_to_execute(tiny_run):
-    """Three cells of rising budgets, the middle one in two widths."""
-    wide = dataclasses.replace(TINY, d_model=16)
-    runs = [
-        dataclasses.replace(tiny_run, steps=100),
-        dataclasses.replace(tiny_run, model=wide),
-        dataclasses.replace(tiny_run, steps=200),
-        dataclasses.replace(tiny_run, steps=400),
-    ]
-    return [Cell(run, budget) for run, budget in zip(runs, (1e6, 2e6, 2e6, 4e6), strict=True)]
-
-
-def test_execute_runs_what_is_not_done_largest_first(monkeypatch, tmp_path, cells_to_execute, stores):
-    asked = []
-
-    def run_none(cells, workers, log, cache, on_event):
-        asked.append([pathlib.Path(cell["directory"]).name for cell in cells])
-        for index in range(len(cells)):
-            on_event(index, {"event": "done"})
-        return True
-
-    monkeypatch.setattr(execution, "run_cells", run_none)
-    small, wide, narrow, large = (cell.id for cell in cells_to_execute)
-    assert execute(tmp_path, cells_to_execute, stores, Placement(), Way(2)) == []
-    assert asked == [[large, narrow, wide, small]]
-    write_json(tmp_path / "runs" / large / "result.json", {})
-    write_json(tmp_path / "runs" / wide / "failure.json", {"reason": "loss nan", "final": True})
-    write_json(tmp_path / "runs" / small / "failure.json", {"reason": "killed", "final": False})
-    failed = execute(tmp_path, cells_to_execute, stores, Placement(), Way(2))
-    assert [(cell.id, reason) for cell, reason in failed] == [(wide, "loss nan")]
-    assert asked[1] == [narrow, small]
-
-
-def test_execute_returns_failures_and_goes_on(monkeypatch, tmp_path, cells_to_execute, stores):
-    def one_fails(cells, workers, log, cache, on_event):
-        on_event(0, {"event": "progress", "done": 1, "steps": 2})
-        on_event(0, {"event": "failed", "reason": "killed", "final": False})
-        on_event(1, {"event": "done"})
-        return True
-
-    monkeypatch.setattr(execution, "run_cells", one_fails)
-    failed = execute(tmp_path, cells_to_execute[:2], stores, Placement(), Way(2))
-    assert failed == [(cells_to_execute[1], "killed")]
-
-
-def test_execute_says_when_it_was_stopped(monkeypatch, tmp_path, cells_to_execute, stores):
-    monkeypatch.setattr(execution, "run_cells", lambda *arguments: False)
-    with pytest.raises(StoppedError, match="saved; the same command goes on from here"):
-        execute(tmp_path, cells_to_execute, stores, Placement(), Way(2))
-
-
-def test_nothing_to_do_starts_nothing(monkeypatch, tmp_path, cells_to_execute, stores):
-    for cell in cells_to_execute:
-        write_json(tmp_path / "runs" / cell.id / "result.json", {})
-    monkeypatch.setattr(execution, "run_cells", None)
-    assert execute(tmp_path, cells_to_execute, stores, Placement(), Way(2)) == []

@@ -1,5 +1,4 @@
 import dataclasses
-import fcntl
 import json
 import math
 
@@ -8,12 +7,14 @@ import pytest
 
 from scaling.models.counts import counts, parameters
 from scaling.runs import run_to_dict
+from scaling.sweeps import results as tables
 from scaling.sweeps.cells import Cell, common, recommended_run
 from scaling.sweeps.grid import make_grid
-from scaling.sweeps.results import collect, totals
+from scaling.sweeps.results import cell_status, collect, totals
 from scaling.sweeps.status import status_rows, time_left
 from scaling.sweeps.workdir import run_directory, write_sweep
-from scaling.training.records import LOCK
+from scaling.training.claims import Sightings
+from scaling.training.failures import Failure
 
 DONE, FAILED, RUNNING, STOPPED, MISSING = range(5)
 
@@ -35,6 +36,7 @@ def write_run(workdir, cell, losses, complete):
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if complete:
         result = {
+            "run": cell.id,
             "loss": list(losses.values())[-1],
             "loss_stderr": 0.1,
             "unique_tokens": cell.run.tokens,
@@ -46,21 +48,21 @@ def write_run(workdir, cell, losses, complete):
 
 @pytest.fixture
 def sweep(tmp_path, make_config, make_texts):
-    """A sweep of one cell in each state: done, failed, running (this process holds its lock), stopped, missing."""
+    """A sweep of one cell in each state: done, failed, running (this process holds its claim), stopped, missing."""
     config, texts = make_config("small", grid__budgets=(5e10,)), make_texts()
     cells, dropped = make_grid(config, texts)
     test = Cell(recommended_run(common(config, texts, ()), 1e11, 3e4), 1e11, "prediction")
     sweep = write_sweep(tmp_path, config, texts, (*cells, test), dropped)
     write_run(tmp_path, sweep.cells[DONE], {0.1: 3.25, 1.0: 2.0 + 1 / 3}, complete=True)
     write_run(tmp_path, sweep.cells[FAILED], {0.1: 3.5}, complete=False)
-    failure = {"reason": "step 7 of 9: loss nan, grad_norm 1.0", "step": 7, "final": True}
+    failure = Failure("not_finite", "step 7 of 9: loss nan, grad_norm 1.0", step=7).to_json()
     (run_directory(tmp_path, sweep.cells[FAILED].id) / "failure.json").write_text(json.dumps(failure))
     for state in (RUNNING, STOPPED):
         write_run(tmp_path, sweep.cells[state], {0.1: 3.0, 0.5: 2.5}, complete=False)
-        (run_directory(tmp_path, sweep.cells[state].id) / LOCK).touch()
-    with open(run_directory(tmp_path, sweep.cells[RUNNING].id) / LOCK) as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield sweep
+        held = Sightings(60.0).take(run_directory(tmp_path, sweep.cells[state].id))
+        if state == STOPPED:
+            held.release()
+    return sweep
 
 
 def test_a_row_a_cell_with_its_status_and_reason(sweep, tmp_path):
@@ -132,8 +134,59 @@ def test_without_any_run_the_tables_have_their_columns(tmp_path, make_config, ma
 
 def test_a_result_stands_whatever_else_is_in_the_directory(sweep, tmp_path):
     """A failure that another try got over."""
-    (run_directory(tmp_path, sweep.cells[DONE].id) / "failure.json").write_text('{"reason": "x", "final": false}')
+    failure = Failure("killed", "x").to_json()
+    (run_directory(tmp_path, sweep.cells[DONE].id) / "failure.json").write_text(json.dumps(failure))
     assert collect(tmp_path, sweep)[0]["status"][DONE] == "done"
+
+
+@pytest.mark.parametrize("content", ['{"run": "d1', "[]", '{"run": "another", "loss": 1.0}', '{"loss": 1.0}', ""])
+def test_what_is_no_result_of_the_run_is_never_read_as_one(sweep, tmp_path, content):
+    """A file that is not whole, or of another run, copied there say: the cell has failed, and which file is told."""
+    cell = sweep.cells[DONE]
+    path = run_directory(tmp_path, cell.id) / "result.json"
+    path.write_text(content)
+    status, reason = cell_status(path.parent)
+    assert status == "failed"
+    assert str(path) in reason
+    results, curves = collect(tmp_path, sweep)
+    assert results[["status", "reason"]].iloc[DONE].tolist() == ["failed", reason]
+    assert results[["loss", "train_seconds"]].iloc[DONE].isna().all()
+    assert (curves["run"] == cell.id).sum() == 2  # what it measured on its way stands
+
+
+def test_the_metrics_of_a_process_that_was_killed_when_it_had_recorded_its_result(sweep, tmp_path):
+    """They are in the folder of its attempt, not yet moved up; a later one, which lost the run again, has others."""
+    before = collect(tmp_path, sweep)[1]
+    directory = run_directory(tmp_path, sweep.cells[DONE].id)
+    result = json.loads((directory / "result.json").read_text())
+    result["timing"]["attempt"] = 2
+    (directory / "result.json").write_text(json.dumps(result))
+    for attempt in (2, 3):
+        (directory / "attempts" / str(attempt)).mkdir(parents=True)
+    lines = (directory / "metrics.jsonl").read_text()
+    (directory / "metrics.jsonl").rename(directory / "attempts" / "2" / "metrics.jsonl")
+    (directory / "attempts" / "3" / "metrics.jsonl").write_text(lines[: len(lines) // 2])
+    assert collect(tmp_path, sweep)[1].equals(before)
+
+
+def test_a_table_is_not_replaced_by_an_older_one(sweep, tmp_path, monkeypatch):
+    """A launcher that is slow finds that another has written meanwhile, and makes its table of what is there now."""
+    collect(tmp_path, sweep)
+    (tmp_path / "results.csv").write_text("of before\n")
+    row, rows = tables._row, []
+
+    def slow(workdir, cell):
+        rows.append(row(workdir, cell))
+        if len(rows) == len(sweep.cells):  # it has looked at all of them: now the missing cell ends
+            write_run(tmp_path, sweep.cells[MISSING], {1.0: 2.25}, complete=True)
+            (tmp_path / "results.csv").write_text("of the other launcher\n")
+        return rows[-1]
+
+    monkeypatch.setattr(tables, "_row", slow)
+    table, _ = collect(tmp_path, sweep)
+    assert len(rows) == 2 * len(sweep.cells)
+    assert table["status"][MISSING] == "done"
+    assert pd.read_csv(tmp_path / "results.csv")["loss"][MISSING] == 2.25
 
 
 def test_status_says_how_far_each_cell_is(sweep, tmp_path):

@@ -1,8 +1,6 @@
 """Watching a sweep: throughput and time left from known records, what is listed, when the watch ends, and how."""
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import os
@@ -22,8 +20,9 @@ from scaling.sweeps.cells import Cell
 from scaling.sweeps.status import ask_profile, duration, status_row, status_rows, status_text, time_left
 from scaling.sweeps.watch import ANALYSIS_SECONDS, is_over, watch
 from scaling.sweeps.workdir import Sweep, run_directory, save_sweep
+from scaling.training.claims import Sightings
+from scaling.training.failures import Failure
 from scaling.training.profiling import REQUEST
-from scaling.training.records import LOCK
 
 ROOT = pathlib.Path(__file__).parents[2]
 RUN = Run(
@@ -55,21 +54,17 @@ def write_records(workdir, cell, paces, loss=2.5, result=False):
                     metrics.write(json.dumps({"step": step, "tokens": step * TOKENS, **line}) + "\n")
                 timing.write(json.dumps({"step": step, "seconds": seconds}) + "\n")
     if result:
-        (directory / "result.json").write_text("{}")
+        write_result(directory)
     return directory
 
 
-@pytest.fixture
-def lock():
-    """Locks a run's directory, as the process that trains it does."""
-    with contextlib.ExitStack() as stack:
+def write_result(directory, **timing):
+    (directory / "result.json").write_text(json.dumps({"run": directory.name, "loss": 2.5, "timing": timing}))
 
-        def take(directory):
-            file = stack.enter_context(open(directory / LOCK, "w"))
-            fcntl.flock(file, fcntl.LOCK_EX)
-            return file
 
-        yield take
+def take(directory):
+    """Claims a run, as the process that trains it does."""
+    return Sightings(60.0).take(directory)
 
 
 @pytest.fixture
@@ -85,11 +80,11 @@ def make_sweep(tmp_path, make_config):
     return make
 
 
-def test_throughput_of_a_running_cell_is_that_of_its_latest_steps(make_sweep, tmp_path, lock):
+def test_throughput_of_a_running_cell_is_that_of_its_latest_steps(make_sweep, tmp_path):
     """500 steps at 2 s, then 100 at 0.25 s, each 10 with an evaluation of 0.5 s: 400 steps are left."""
     (cell,) = make_sweep(1).cells
     directory = write_records(tmp_path, cell, [(500, 2.0), (100, 0.25)])
-    lock(directory)
+    take(directory)
     row = status_row(tmp_path, cell)
     assert (row["status"], row["progress"], row["loss"]) == ("running", 0.6, 2.5)
     assert row["tokens_per_second"] == pytest.approx(TOKENS / 0.25)
@@ -97,10 +92,10 @@ def test_throughput_of_a_running_cell_is_that_of_its_latest_steps(make_sweep, tm
     assert row["seconds"] == pytest.approx(60 + 1025 + 30)
 
 
-def test_throughput_of_a_cell_at_its_beginning_is_known_from_its_first_line(make_sweep, tmp_path, lock):
+def test_throughput_of_a_cell_at_its_beginning_is_known_from_its_first_line(make_sweep, tmp_path):
     """Compilation is no part of it."""
     (cell,) = make_sweep(1).cells
-    lock(write_records(tmp_path, cell, [(10, 0.5)]))
+    take(write_records(tmp_path, cell, [(10, 0.5)]))
     row = status_row(tmp_path, cell)
     assert row["tokens_per_second"] == pytest.approx(TOKENS / 0.5)
     assert row["seconds_left"] == pytest.approx(990 * (0.5 + 0.05))
@@ -114,20 +109,20 @@ def test_throughput_of_a_done_cell_is_that_of_all_its_steps(make_sweep, tmp_path
     assert math.isnan(row["seconds_left"])
 
 
-def test_nothing_is_said_of_a_cell_that_has_not_begun(make_sweep, tmp_path, lock):
+def test_nothing_is_said_of_a_cell_that_has_not_begun(make_sweep, tmp_path):
     sweep = make_sweep(2)
     run_directory(tmp_path, sweep.cells[0].id).mkdir(parents=True)
-    lock(run_directory(tmp_path, sweep.cells[0].id))
+    take(run_directory(tmp_path, sweep.cells[0].id))
     table = status_rows(tmp_path, sweep)
     assert table["status"].tolist() == ["running", "missing"]
     assert table[["loss", "tokens_per_second", "seconds_left"]].isna().all(axis=None)
     assert "nan" not in status_text(table)
 
 
-def test_the_sweep_takes_no_less_than_the_longest_of_its_running_cells(make_sweep, tmp_path, lock):
+def test_the_sweep_takes_no_less_than_the_longest_of_its_running_cells(make_sweep, tmp_path):
     sweep = make_sweep(2)
     write_records(tmp_path, sweep.cells[0], [(1000, 0.1)], result=True)
-    lock(write_records(tmp_path, sweep.cells[1], [(100, 60.0)]))
+    take(write_records(tmp_path, sweep.cells[1], [(100, 60.0)]))
     assert time_left(status_rows(tmp_path, sweep)).startswith("about 15.0 h left")  # 900 steps of 60.05 s
 
 
@@ -152,10 +147,10 @@ def test_a_watch_that_is_no_terminal_prints_until_nothing_is_left(make_sweep, tm
     sweep = make_sweep(100)
     for cell in sweep.cells:
         run_directory(tmp_path, cell.id).mkdir(parents=True)
-        (run_directory(tmp_path, cell.id) / "result.json").write_text("{}")
+        write_result(run_directory(tmp_path, cell.id))
     failed = run_directory(tmp_path, sweep.cells[7].id)
     (failed / "result.json").unlink()
-    (failed / "failure.json").write_text('{"reason": "step 7: loss nan", "final": true}')
+    (failed / "failure.json").write_text(json.dumps(Failure("not_finite", "step 7: loss nan").to_json()))
     save_sweep(tmp_path, dataclasses.replace(sweep, config=dataclasses.replace(sweep.config, prediction=0.0)))
     watch(tmp_path, 0.01, all_cells=False)
     lines = capsys.readouterr().out.splitlines()
@@ -167,15 +162,15 @@ def test_a_watch_that_is_no_terminal_prints_until_nothing_is_left(make_sweep, tm
     assert len(capsys.readouterr().out.splitlines()) == 103
 
 
-def test_a_watch_sees_cells_end_and_cells_that_join(make_sweep, tmp_path, lock, capsys, monkeypatch):
+def test_a_watch_sees_cells_end_and_cells_that_join(make_sweep, tmp_path, capsys, monkeypatch):
     """What happens between two looks happens while it sleeps."""
     sweep = make_sweep(1)
-    held = lock(write_records(tmp_path, sweep.cells[0], [(100, 0.1)]))
+    held = take(write_records(tmp_path, sweep.cells[0], [(100, 0.1)]))
     test = Cell(dataclasses.replace(RUN, steps=2000), 2e10, "prediction")
 
     def ends(_):
-        (run_directory(tmp_path, sweep.cells[0].id) / "result.json").write_text("{}")
-        held.close()
+        write_result(run_directory(tmp_path, sweep.cells[0].id))
+        held.release()
 
     def joins(_):
         write_records(tmp_path, test, [(2000, 0.1)], result=True)
@@ -228,11 +223,11 @@ def test_ctrl_c_ends_a_watch_with_0(make_sweep, tmp_path, terminal):
     os.close(ours)
 
 
-def test_a_profile_is_asked_of_a_running_cell(make_sweep, tmp_path, lock):
+def test_a_profile_is_asked_of_a_running_cell(make_sweep, tmp_path):
     sweep = make_sweep(3)
     one, other, third = sweep.cells
     for cell in (one, other):
-        lock(write_records(tmp_path, cell, [(10, 0.5)]))
+        take(write_records(tmp_path, cell, [(10, 0.5)]))
     assert ask_profile(tmp_path, sweep.cells, one.id) == run_directory(tmp_path, one.id) / "profile"
     ask_profile(tmp_path, sweep.cells, f"{other.id}:12")
     asked = [json.loads((run_directory(tmp_path, cell.id) / REQUEST).read_text()) for cell in (one, other)]

@@ -18,7 +18,7 @@ from scaling.training.claims import Sightings, read_claim, record_once, seems_al
 HOLD = """
 import pathlib, sys, time
 from scaling.training import claims
-claims.BEAT_SECONDS = 0.05
+claims.BEAT_SECONDS = 0.05  # so that a heartbeat is soon seen
 held = claims.Sightings(60.0).take(pathlib.Path(sys.argv[1]))
 with held.beating():
     print("taken", flush=True)

@@ -5,7 +5,6 @@ Gloo prints to standard output.
 """
 
 import dataclasses
-import fcntl
 import json
 import math
 import os
@@ -24,7 +23,7 @@ from scaling.errors import InputError
 from scaling.files import read_json
 from scaling.runs import Placement, run_id, run_to_dict
 from scaling.specs import to_dict
-from scaling.training import hosts
+from scaling.training import claims, hosts
 from scaling.training.loop import train
 from scaling.training.records import read_lines
 
@@ -43,11 +42,11 @@ from scaling.errors import ScalingError
 from scaling.files import read_json, write_json
 from scaling.runs import Placement, run_from_dict
 from scaling.specs import from_dict
-from scaling.training import hosts, loop
+from scaling.training import hosts, loop, trainer
 
 rank, coordinator, tasks, answers = int(sys.argv[1]), sys.argv[2], read_json(sys.argv[3]), pathlib.Path(sys.argv[4])
 hosts.connect(coordinator, 2, rank)
-whole_batch = loop.batch
+whole_batch = trainer.batch
 
 def train(task):
     rows, said, asked = [], [], itertools.count(1)
@@ -56,7 +55,7 @@ def train(task):
         rows.append([step, part.start, part.stop])
         return whole_batch(stores, spec, size, step, part)
 
-    loop.batch = batch
+    trainer.batch = batch
     stores = {} if task.get("lost_on") == rank else {s.content_id: s for s in map(open_store, task["stores"])}
     stopping = lambda: task.get("stop_on") == rank and next(asked) >= task["stop"]
     try:
@@ -121,8 +120,7 @@ def pair(run, store, tmp_path_factory):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     (root / "used").mkdir()
-    with open(root / "used" / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with claims.Sightings(stale_seconds=60).take(root / "used").beating():
         coordinator = f"localhost:{free_port()}"
         processes = [
             subprocess.Popen(
@@ -159,8 +157,8 @@ def test_two_processes_train_what_one_does(run, pair, expected):
     results = [answer["whole"]["result"] for answer in answers]
     assert results[0] == results[1] == read_json(root / "whole" / "result.json")
     assert results[0]["timing"]["devices"] == 8
-    names = {"run.json", "placement.json", "metrics.jsonl", "timing.jsonl", "result.json", "checkpoints", "lock"}
-    assert {path.name for path in (root / "whole").iterdir()} == names
+    names = {"run.json", "placement.json", "metrics.jsonl", "timing.jsonl", "result.json", "checkpoints"}
+    assert {path.name for path in (root / "whole").iterdir()} == names | {"claim.json", "attempts", "stores.json"}
 
 
 def test_a_process_asks_for_its_own_rows_only(run, pair):
@@ -202,6 +200,7 @@ def test_what_one_process_refuses_all_refuse(pair):
     assert "says process 1" in lost[0]["message"]
     assert all("reads token store" in refusal["message"] for refusal in lost)
     used = [answer["used"] for answer in pair[0]]
+    assert [refusal["error"] for refusal in used] == ["BusyError"] * 2
     assert all("another process is training this run" in refusal["message"] for refusal in used)
 
 
@@ -209,7 +208,7 @@ def test_a_loss_that_is_not_finite_ends_all(pair):
     answers, root = pair
     assert [answer["explodes"]["error"] for answer in answers] == ["RunFailedError"] * 2
     assert answers[0]["explodes"]["message"] == answers[1]["explodes"]["message"]
-    assert read_json(root / "explodes" / "failure.json")["final"] is True
+    assert read_json(root / "explodes" / "failure.json")["kind"] == "not_finite"
 
 
 def test_a_placement_that_leaves_a_process_without_a_share_is_refused(pair):

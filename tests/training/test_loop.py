@@ -1,29 +1,36 @@
 import dataclasses
-import fcntl
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from scaling.data.batches import batch, eval_windows
-from scaling.errors import InputError, RunFailedError, StoppedError
-from scaling.files import read_json
+from scaling.data.token_store import open_store
+from scaling.errors import BusyError, InputError, LostClaimError, RunFailedError, StoppedError
+from scaling.files import read_json, write_json
 from scaling.models.counts import counts
 from scaling.parallel.mesh import batch_sharding, make_mesh
 from scaling.runs import Placement, run_from_dict, run_id
-from scaling.training import loop
+from scaling.training import claims, loop, records, trainer
+from scaling.training.attempts import begun
+from scaling.training.care import Care
 from scaling.training.checkpoints import Checkpoints
+from scaling.training.claims import lost, read_claim, record_once
 from scaling.training.evaluation import evaluate, row_multiple, rows_at_a_time
-from scaling.training.loop import evaluation_steps, train
-from scaling.training.records import read_lines
+from scaling.training.loop import train
+from scaling.training.records import read_lines, records_of
+from scaling.training.result import make_result
 from scaling.training.schedules import learning_rates
 from scaling.training.step import make_program
+from scaling.training.trainer import evaluation_steps
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 PLAIN = Placement()
+SAVES_ALL_STEPS = Care(checkpoint_seconds=1e-9)
 
 
 def stop_after(steps):
@@ -38,13 +45,13 @@ def program_of(run, placement=PLAIN):
 
 def saved(run, directory):
     """The latest checkpoint: steps done, and the state's leaves."""
-    with Checkpoints(directory / "checkpoints") as checkpoints:
-        step, state, _ = checkpoints.restore(program_of(run).abstract_state)
+    with Checkpoints(directory / "checkpoints", run_id(run), 0, read_only=True) as checkpoints:
+        step, state, *_ = checkpoints.restore(program_of(run).abstract_state)
     return step, [np.asarray(x) for x in jax.tree.leaves(state)]
 
 
 def kept_steps(directory):
-    return sorted(int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdigit())
+    return sorted(int(path.name.partition("-")[0]) for path in (directory / "checkpoints").glob("[0-9]*"))
 
 
 def assert_same_training(run, directory, expected):
@@ -86,7 +93,10 @@ def test_the_result(run, store, finished):
     assert set(timing) == {
         *("compile_seconds", "train_seconds", "evaluate_seconds", "save_seconds", "tokens_per_second"),
         *("flops_per_second", "mfu", "device_kind", "devices", "jax"),
+        *("wall_seconds", "lost_seconds", "tokens_trained", "energy_kwh", "energy_kwh_est", "attempt"),
     }
+    assert timing["tokens_trained"] == run.tokens
+    assert timing["wall_seconds"] > timing["lost_seconds"] >= 0
     assert all(timing[f"{what}_seconds"] > 0 for what in ("compile", "train", "evaluate", "save"))
     assert math.isclose(timing["flops_per_second"] * timing["train_seconds"], counted["C"])
     assert (timing["mfu"], timing["devices"]) == (None, 1)  # no peak is published for a CPU
@@ -97,8 +107,8 @@ def test_the_result(run, store, finished):
 def test_the_loss_is_of_the_last_steps_parameters_on_the_fixed_windows(run, stores, finished):
     """And its standard error is that of a mean over windows, by numpy."""
     result, program = read_json(finished / "result.json"), program_of(run)
-    with Checkpoints(finished / "checkpoints") as checkpoints:
-        _, state, _ = checkpoints.restore(program.abstract_state)
+    with Checkpoints(finished / "checkpoints", run_id(run), 0, read_only=True) as checkpoints:
+        _, state, *_ = checkpoints.restore(program.abstract_state)
     losses_W = np.asarray(program.window_losses(state.params, eval_windows(stores, run.data)["validation"]), np.float64)
     assert math.isclose(result["loss"], np.mean(losses_W), rel_tol=1e-6)  # of fp32 window losses
     assert math.isclose(result["loss_stderr"], np.std(losses_W, ddof=1) / math.sqrt(10), rel_tol=1e-5)
@@ -183,7 +193,7 @@ def test_records_past_the_checkpoint_are_cut_back(run, stores, finished, tmp_pat
     with pytest.raises(StoppedError):
         train(run, PLAIN, stores, tmp_path, stopping=stop_after(5))
     for name in ("metrics.jsonl", "timing.jsonl"):
-        with open(tmp_path / name, "a") as f:
+        with open(tmp_path / "attempts" / "1" / name, "a") as f:
             f.write('{"step": 6, "loss": 9.9}\n{"step": 7, "lo')
     train(run, PLAIN, stores, tmp_path)
     assert_same_training(run, tmp_path, finished)
@@ -192,19 +202,133 @@ def test_records_past_the_checkpoint_are_cut_back(run, stores, finished, tmp_pat
     ]
 
 
-def test_checkpoints_on_the_way_change_nothing_and_two_are_kept(run, stores, finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    train(run, PLAIN, stores, tmp_path)
-    assert kept_steps(tmp_path) == [run.steps - 1, run.steps]
+@pytest.mark.parametrize(("keep_every", "kept"), [(0, [19, 20]), (8, [8, 16, 19, 20])])
+def test_checkpoints_on_the_way_change_nothing(run, stores, finished, tmp_path, keep_every, kept):
+    """The newest two are kept, and every n-th."""
+    train(run, PLAIN, stores, tmp_path, care=dataclasses.replace(SAVES_ALL_STEPS, keep_every=keep_every))
+    assert kept_steps(tmp_path) == kept
     assert_same_training(run, tmp_path, finished)
 
 
+def stopped_at(steps, run, stores, directory, care=SAVES_ALL_STEPS):
+    """A run that was stopped after so many steps, each of them saved."""
+    with pytest.raises(StoppedError):
+        train(run, PLAIN, stores, directory, stopping=stop_after(steps), care=care)
+
+
+def flip_a_byte(checkpoint):
+    """In the middle of the arrays of a checkpoint, where orbax alone would load it without a word."""
+    data = max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+
+
+def test_of_a_damaged_checkpoint_the_one_before_is_used(run, stores, finished, tmp_path):
+    stopped_at(9, run, stores, tmp_path)
+    flip_a_byte(tmp_path / "checkpoints" / "9-1")
+    said = []
+    train(run, PLAIN, stores, tmp_path, say=said.append)
+    assert sum(line.startswith("checkpoint 9-1 is set aside: ") for line in said) == 1
+    assert (tmp_path / "checkpoints" / "damaged-9-1").exists()
+    attempt = read_json(tmp_path / "attempts" / "2" / "attempt.json")
+    assert (attempt["from_step"], attempt["outcome"]) == (8, "recorded")
+    assert [fault["checkpoint"] for fault in attempt["set_aside"]] == ["9-1"]
+    assert_same_training(run, tmp_path, finished)
+
+
+def test_without_a_good_checkpoint_a_run_starts_over_and_says_so(run, stores, finished, tmp_path):
+    stopped_at(9, run, stores, tmp_path)
+    for page in tmp_path.glob("checkpoints/[0-9]*/progress/metadata"):
+        page.write_text(page.read_text().replace('"step": ', '"step": 1'))
+    said = []
+    train(run, PLAIN, stores, tmp_path, say=said.append)
+    assert "no checkpoint is good: the run starts over" in said
+    assert_same_training(run, tmp_path, finished)
+
+
+@pytest.mark.parametrize("damage", ["a line is lost", "a number is another", "all is lost"])
+def test_a_checkpoint_whose_metrics_are_not_whole_is_not_used(run, stores, finished, tmp_path, damage):
+    """Both of steps 8 and 9 need line 7; so does every one since."""
+    stopped_at(9, run, stores, tmp_path)
+    path = tmp_path / "attempts" / "1" / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    changed = {
+        "a line is lost": [*lines[:-3], *lines[-2:]],
+        "a number is another": [*lines[:-1], lines[-1].replace('"loss": ', '"loss": 1')],
+        "all is lost": [],
+    }
+    path.write_text("".join(changed[damage]))
+    train(run, PLAIN, stores, tmp_path)
+    set_aside = read_json(tmp_path / "attempts" / "2" / "attempt.json")["set_aside"]
+    assert set_aside
+    assert all("metrics.jsonl" in fault["reason"] for fault in set_aside)
+    assert_same_training(run, tmp_path, finished)
+
+
+def test_a_checkpoint_of_another_run_is_refused(run, stores, tmp_path):
+    stopped_at(3, run, stores, tmp_path / "one")
+    other = dataclasses.replace(run, seed=1)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one" / "checkpoints").rename(tmp_path / "two" / "checkpoints")
+    with pytest.raises(InputError, match=f"is of another run, {run_id(run)}, and not of {run_id(other)}"):
+        train(other, PLAIN, stores, tmp_path / "two")
+    assert read_json(tmp_path / "two" / "failure.json")["kind"] == "refused"
+
+
+def test_what_was_spent_adds_up_over_attempts(run, stores, tmp_path):
+    """Step 9's checkpoint is damaged, so 9 steps and then 12 are taken of 20."""
+    stopped_at(9, run, stores, tmp_path)
+    before = read_claim(tmp_path).spent
+    assert before["tokens"] == 9 * run.batch_tokens
+    flip_a_byte(tmp_path / "checkpoints" / "9-1")
+    train(run, PLAIN, stores, tmp_path)
+    spent = read_claim(tmp_path).spent
+    assert spent["tokens"] == 21 * run.batch_tokens
+    assert spent["wall_seconds"] > before["wall_seconds"] > 0
+    assert read_claim(tmp_path).released
+
+
+def test_an_owner_that_was_taken_over_saves_nothing_more(run, stores, finished, tmp_path, monkeypatch):
+    """It finds out before it saves; the one that took over records the result, and the run's failure is nobody's."""
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Attempt, "check", lambda attempt: take_over(attempt.directory))
+        with pytest.raises(LostClaimError, match="another process has taken over this run"):
+            train(run, PLAIN, stores, tmp_path, care=SAVES_ALL_STEPS)
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+    assert read_json(tmp_path / "attempts" / "1" / "attempt.json")["outcome"] == "lost"
+    assert not (tmp_path / "failure.json").exists()
+    train(run, PLAIN, stores, tmp_path)
+    assert_same_training(run, tmp_path, finished)
+
+
+def take_over(directory):
+    raise lost(directory)
+
+
+def test_of_two_results_the_first_stands(run, stores, finished, tmp_path, monkeypatch):
+    """A woken owner may come to its end too, when another has recorded the result."""
+    first = read_json(finished / "result.json")
+    first["timing"]["attempt"] = 7
+    write_json(tmp_path / "attempts" / "7" / "attempt.json", {"attempt": 7, "outcome": None})
+
+    def recorded_by_another(*arguments):
+        record_once(tmp_path / "result.json", first)
+        return make_result(*arguments)
+
+    monkeypatch.setattr(loop, "make_result", recorded_by_another)
+    assert train(run, PLAIN, stores, tmp_path) == first
+    attempt = read_json(tmp_path / "attempts" / "1" / "attempt.json")
+    assert (attempt["outcome"], attempt["same"]) == ("duplicate", True)
+    assert read_json(tmp_path / "attempts" / "7" / "attempt.json")["outcome"] == "recorded"
+
+
 def test_a_run_may_go_on_on_another_mesh(run, stores, finished, tmp_path):
-    """To fp32 rounding over twenty steps, 1e-4; a batch or a state that was not the same would show at once."""
+    """To fp32 rounding over twenty steps, 1e-5; a batch or a state that was not the same would show at once."""
     with pytest.raises(StoppedError):
         train(run, PLAIN, stores, tmp_path, stopping=stop_after(7))
     result = train(run, Placement(data=2, fsdp=2, tensor=2), stores, tmp_path)
-    assert math.isclose(result["loss"], read_json(finished / "result.json")["loss"], rel_tol=1e-4)
+    assert math.isclose(result["loss"], read_json(finished / "result.json")["loss"], rel_tol=1e-5)
     assert result["timing"]["devices"] == 8
 
 
@@ -218,12 +342,28 @@ def test_a_recorded_result_is_returned_without_training(run, stores, finished, m
     assert (finished / "result.json").read_bytes() == before
 
 
-def test_a_directory_in_use_is_refused(run, stores, tmp_path):
-    with open(tmp_path / "lock", "w") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another process is training this run"):
+def test_what_a_kill_leaves_undone_after_the_result_is_made_good(run, stores, finished, tmp_path, monkeypatch):
+    """Between result.json and the moving of the metrics; an earlier attempt had failed."""
+    write_json(tmp_path / "failure.json", {"kind": "killed", "reason": "before"})
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "publish", killed)
+        with pytest.raises(KeyboardInterrupt):
             train(run, PLAIN, stores, tmp_path)
-    assert not (tmp_path / "metrics.jsonl").exists()
+    assert records_of(tmp_path) == tmp_path / "attempts" / "1"
+    train(run, PLAIN, stores, tmp_path)
+    assert_same_training(run, tmp_path, finished)
+    assert read_json(tmp_path / "attempts" / "1" / "attempt.json")["outcome"] == "recorded"
+    assert not (tmp_path / "failure.json").exists()
+
+
+def test_a_directory_in_use_is_refused(run, stores, tmp_path):
+    with begun(run, PLAIN, tmp_path, 60.0), pytest.raises(BusyError, match="another process is training this run"):
+        train(run, PLAIN, stores, tmp_path, care=Care(stale_seconds=0.5 + 2 * claims.BEAT_SECONDS))
+    assert not (tmp_path / "attempts" / "2").exists()
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -238,6 +378,52 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(run, store, sto
     with pytest.raises(InputError, match="microbatch=3 does not divide batch_size=8"):
         train(run, Placement(microbatch=3), stores, tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_a_run_that_loses_what_it_has_learned_has_diverged(run, stores, tmp_path, monkeypatch):
+    """A rate in the middle throws the parameters far off, but not out of range: the loss stays finite, and high.
+
+    Stopped and started again on the way, it is found at the same step.
+    """
+    rates = learning_rates(run := dataclasses.replace(run, steps=100, eval_points=1))
+    rates[50] = 1e4
+    monkeypatch.setattr(trainer, "learning_rates", lambda _: rates)
+    reasons = []
+    for name, stops in (("whole", []), ("stopped", [52, 6])):
+        for steps in stops:
+            stopped_at(steps, run, stores, tmp_path / name)
+        with pytest.raises(RunFailedError) as failed:
+            train(run, PLAIN, stores, tmp_path / name)
+        reasons.append(str(failed.value))
+        failure = read_json(tmp_path / name / "failure.json")
+        assert (failure["kind"], failure["retry"]) == ("diverged", "never")
+    assert reasons[0] == reasons[1]
+    assert "diverged by step" in reasons[0]
+
+
+def test_a_store_that_changes_underneath_ends_the_run(run, store, tmp_path):
+    """One byte of it: before the run starts, and while it trains."""
+    copy = shutil.copytree(store.path, tmp_path / "store")
+    shard = next(copy.glob("train-*.tokens"))
+
+    def flip(*_):
+        content = bytearray(shard.read_bytes())
+        content[0] ^= 1
+        shard.write_bytes(content)
+
+    def stores():
+        opened = open_store(copy)
+        return {opened.content_id: opened}
+
+    with pytest.raises(RunFailedError, match="changed while it was in use"):
+        train(run, PLAIN, stores(), tmp_path / "a", report=lambda done, steps: flip() if done == 5 else None)
+    assert read_json(tmp_path / "a" / "failure.json")["kind"] == "store_changed"
+    assert not (tmp_path / "a" / "result.json").exists()
+    with pytest.raises(RunFailedError, match="changed while it was in use"):
+        train(run, PLAIN, stores(), tmp_path / "b")
+    flip()
+    train(run, PLAIN, stores(), tmp_path / "a")
+    assert not (tmp_path / "a" / "failure.json").exists()
 
 
 def test_progress_is_reported_after_each_logged_step(run, stores, tmp_path):
@@ -265,21 +451,20 @@ def diverging(run, **options):
 
 def assert_failed(directory, first_step, last_step):
     failure = read_json(directory / "failure.json")
-    assert failure["final"] is True
+    assert (failure["kind"], failure["retry"]) == ("not_finite", "never")
     assert first_step <= failure["step"] <= last_step
     assert "loss" in failure["reason"] or "grad_norm" in failure["reason"]
     assert all(step < failure["step"] for step in kept_steps(directory))
     assert not (directory / "result.json").exists()
-    for line in read_lines(directory / "metrics.jsonl"):
+    for line in read_lines(records_of(directory) / "metrics.jsonl"):
         assert line["step"] < failure["step"] or "eval" not in line
         assert all(map(math.isfinite, [line.get("loss", 0.0), line.get("grad_norm", 0.0)]))
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(run, stores, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_ends_the_run(run, stores, tmp_path):
     """With a checkpoint after every step that may have one."""
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     with pytest.raises(RunFailedError, match=r"step \d of 20: .*(nan|inf)"):
-        train(diverging(run, eval_points=1), PLAIN, stores, tmp_path)
+        train(diverging(run, eval_points=1), PLAIN, stores, tmp_path, care=SAVES_ALL_STEPS)
     assert_failed(tmp_path, 2, 3)
 
 
@@ -287,11 +472,11 @@ def test_a_loss_that_is_not_finite_ends_a_run_in_the_middle(run, stores, tmp_pat
     """The rate of step 9 throws the parameters out of range, so the loss of step 10 is the first to see it."""
     rates = learning_rates(run)
     rates[8] = 1e38
-    monkeypatch.setattr(loop, "learning_rates", lambda _: rates)
+    monkeypatch.setattr(trainer, "learning_rates", lambda _: rates)
     with pytest.raises(RunFailedError, match="step 10 of 20"):
         train(dataclasses.replace(run, eval_points=1), PLAIN, stores, tmp_path)
     assert_failed(tmp_path, 10, 10)
-    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == list(range(1, 10))
+    assert [line["step"] for line in read_lines(records_of(tmp_path) / "metrics.jsonl")] == list(range(1, 10))
 
 
 def test_a_held_out_loss_that_is_not_finite_ends_the_run_too(run, stores, tmp_path):
@@ -309,8 +494,8 @@ def test_a_held_out_loss_that_is_not_finite_ends_the_run_too(run, stores, tmp_pa
 def test_evaluation_does_not_depend_on_the_windows_at_a_time(run, stores, finished, rows):
     """Three at a time, the last group filled up; or all ten and six again. fp32 sums in another order: 1e-6."""
     program, tokens_WxM = program_of(run), eval_windows(stores, run.data)["validation"]
-    with Checkpoints(finished / "checkpoints") as checkpoints:
-        _, state, _ = checkpoints.restore(program.abstract_state)
+    with Checkpoints(finished / "checkpoints", run_id(run), 0, read_only=True) as checkpoints:
+        _, state, *_ = checkpoints.restore(program.abstract_state)
     loss, stderr = evaluate(program.window_losses, state.params, tokens_WxM, rows, batch_sharding(program.mesh))
     result = read_json(finished / "result.json")
     assert math.isclose(loss, result["loss"], rel_tol=1e-6)

@@ -12,15 +12,16 @@ import typing
 import pytest
 
 from scaling.errors import InputError
-from scaling.files import write_json
+from scaling.files import read_json, write_json
 from scaling.parallel.chips import CHIPS
 from scaling.parallel.topology import parse_topology
 from scaling.runs import MESH_AXES, Placement, run_id, run_to_dict
 from scaling.specs import to_dict
-from scaling.sweeps import execution
 from scaling.sweeps.cells import Cell
-from scaling.sweeps.execution import Way, execute
+from scaling.sweeps.config import sweep_config
 from scaling.sweeps.launch import run_cells
+from scaling.sweeps.tasks import Task, Way, cell_item, make_task
+from scaling.sweeps.workdir import Sweep
 from scaling.training.planned import Hardware, check_hardware, find_cell, planned_lines, read_plan
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -180,30 +181,33 @@ def test_what_is_said_before_a_training(run, plan):
     )
 
 
-def test_a_sweep_places_each_cell_as_planned(run, store, plan, tmp_path, monkeypatch):
-    """And a cell that the plan has not, where the sweep's config says."""
-    items = []
-    monkeypatch.setattr(execution, "run_cells", lambda cells, *_: items.extend(cells) or True)
-    other = dataclasses.replace(run, seed=2)
-    cells = [Cell(each, 1e6) for each in (run, other)]
-    stores = {store.content_id: str(store.path)}
-    execute(tmp_path, cells, stores, Placement(tensor=2), Way(planned=read_plan(plan)))
-    found = {pathlib.Path(item["directory"]).name: item for item in items}
-    assert found[run_id(run)]["placement"] == {"data": 2, "fsdp": 4}
-    assert found[run_id(run)]["planned"] == {"topology": "cpu:8", "needed_gib": 0.5}
-    assert found[run_id(other)]["placement"] == {"tensor": 2}
-    assert "planned" not in found[run_id(other)]
+def test_a_sweep_places_each_cell_as_planned(run, store, plan, tmp_path):
+    """And a cell that the plan has not, where the sweep's config says; with as many processes as that takes."""
+    cells = [Cell(each, 1e6) for each in (run, dataclasses.replace(run, seed=2))]
+    config = sweep_config({"data": {"source": "s"}, "placement": {"tensor": 2}, "durations": {"sizes": (1e4,)}})
+    sweep = Sweep(config, {store.content_id: str(store.path)}, tuple(cells), ())
+    way = Way(planned=read_plan(plan), devices_per_process=2)
+    planned, other = (cell_item(tmp_path, cell, sweep, way) for cell in cells)
+    assert planned["placement"] == {"data": 2, "fsdp": 4}
+    assert planned["planned"] == {"topology": "cpu:8", "needed_gib": 0.5}
+    assert other["placement"] == {"tensor": 2}
+    assert "planned" not in other
+    assert [make_task(tmp_path, cell, config.placement, way).processes for cell in cells] == [4, 1]
+    with pytest.raises(InputError, match="--devices_per_process=3 does not divide the 8 devices"):
+        make_task(tmp_path, cells[0], config.placement, dataclasses.replace(way, devices_per_process=3))
 
 
 def test_a_worker_trains_a_planned_cell_on_no_other_hardware(run, store, tmp_path):
-    write_json(tmp_path / "cell" / "run.json", run_to_dict(run))
-    cell = {"directory": str(tmp_path / "cell"), "stores": [str(store.path)], "placement": to_dict(EIGHT)}
-    cell |= {"trackers": [], "profile_steps": 0, "planned": {"topology": "v5e:2x4", "needed_gib": 3.0}}
+    task = Task(run_id(run), tmp_path / run_id(run), 1.0, run.steps)
+    item = {"directory": str(task.directory), "run": run_to_dict(run), "stores": [str(store.path)]}
+    item |= {"placement": to_dict(EIGHT), "trackers": [], "profile_steps": 0, "care": ""}
+    item |= {"planned": {"topology": "v5e:2x4", "needed_gib": 3.0}}
     events = []
-    run_cells([cell], 1, tmp_path / "log", tmp_path / "cache", lambda _, event: events.append(event))
+    run_cells([task], [item], Way(1), tmp_path / "log", tmp_path / "cache", lambda _, event: events.append(event))
     (event,) = events
-    assert event["event"] == "failed"
+    assert (event["event"], event["retry"]) == ("failed", "when mended")
     assert "chip v5e planned, cpu here; devices 8 planned, 8 here" in event["reason"]
+    assert read_json(task.directory / "failure.json")["reason"] == event["reason"]
 
 
 @pytest.fixture

@@ -1,0 +1,304 @@
+"""Cells as tasks of a Ray cluster that is there: Ray picks the nodes, and the cell's own command does the work.
+
+A task (scaling.sweeps.ray_task) starts experiments.cell as a process of its own on whichever node has the resources,
+waits for it, and returns its exit code; strings and numbers are all that goes through Ray. What became of a cell is
+read from the files of its run, in a WORKDIR that all nodes see. Ray itself runs a task again whose worker or node was
+lost. A cell of several processes gets a placement group, one bundle a process, and is started again as a whole.
+
+Ray is used as its documentation has it (docs.ray.io, 2.60): resources and `max_retries` of tasks, placement groups with
+`topology_strategy`, which keeps one within a TPU slice by the label ray.io/tpu-slice-name that Ray gives to TPU hosts,
+and `ray.cancel`, which interrupts a worker as Ctrl-C would.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from scaling.errors import InputError
+from scaling.files import write_text
+from scaling.specs import require
+from scaling.sweeps.ray_task import GRACE_SECONDS, free_address, run_cell
+from scaling.sweeps.tasks import (
+    Event,
+    OnEvent,
+    Task,
+    Way,
+    after_failure,
+    cell_command,
+    died,
+    failed,
+    outcome,
+    pause,
+    read_result,
+    steps_done,
+)
+from scaling.training.claims import Sightings
+from scaling.training.failures import Failure
+
+END_SECONDS = 30.0  # for Ray to bring the news
+POLL_SECONDS = 0.5
+LOOK_SECONDS = 5.0  # between two looks at the files of a cell
+CONNECT_SECONDS = 30.0
+LOST, CANCELLED = "its Ray worker or node was lost", "it was cancelled before it ran"
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
+# Settings of the launcher that its cells take over; whatever else they need, the nodes have to have. The rest of the
+# environment, secrets among it, does not go through Ray.
+SETTINGS = ("JAX_", "XLA_", "LIBTPU_", "SCALING_", "OMP_NUM_THREADS")
+SLICE, HOST_OF_SLICE = "ray.io/tpu-slice-name", "ray.io/tpu-worker-id"  # labels that Ray gives to TPU hosts
+
+
+@dataclasses.dataclass
+class Started:
+    """A cell that was handed to Ray. refs: of its processes, by rank. group: their placement group, if several.
+
+    until: when the rest of them is killed, by the monotonic clock, once one has ended.
+    """
+
+    refs: list[Any]
+    group: Any = None
+    until: float = float("inf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """What all cells of a launcher have in common. mark: a file that only a node that sees this WORKDIR can read."""
+
+    workdir: pathlib.Path
+    mark: pathlib.Path
+    way: Way
+
+    def log(self, run: str, rank: int) -> str:
+        """Where a process of a cell prints."""
+        return str(self.mark.parent / (f"{run}.log" if rank == 0 else f"{run}.{rank}.log"))
+
+
+def check(address: str) -> None:
+    """Raises InputError if Ray is not installed here, or no cluster answers at address."""
+    installed = importlib.util.find_spec("ray") is not None
+    require(installed, "--launcher=ray: Ray is not installed", "pip install 'scaling[ray]'")
+    where = f"--ray_address={address}"
+    require("://" not in address, where, "HOST:PORT, on a machine that is a node of the cluster")
+    # Another process asks: Ray tries an address where nothing answers for minutes, and then ends the process.
+    ask = [sys.executable, "-c", "import ray, sys; ray.init(sys.argv[1], log_to_driver=False)", address]
+    do = "start this on a node of a running cluster, or give --ray_address=HOST:PORT"
+    try:
+        done = subprocess.run(ask, env={**os.environ, **QUIET}, capture_output=True, text=True, timeout=CONNECT_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise InputError(f"no Ray cluster has answered in {CONNECT_SECONDS:g} s", where, do) from None
+    if done.returncode != 0:
+        raise InputError((done.stderr.strip().splitlines() or ["no Ray cluster answers"])[-1], where, do)
+
+
+def run_ray(workdir: pathlib.Path, tasks: Sequence[Task], way: Way, on_event: OnEvent) -> bool:
+    """Gets tasks done on a Ray cluster, as an engine of scaling.sweeps.tasks does.
+
+    way.workers: cells at a time; None leaves it to Ray. What cells print goes to WORKDIR/ray/RUN.log. Raises InputError
+    if no cluster answers, and if one of its nodes does not see WORKDIR or has no `scaling`.
+    """
+    check(way.ray_address)
+    os.environ.update(QUIET)
+    import ray
+
+    ray.init(way.ray_address, log_to_driver=False, logging_level="warning")
+    shared = Shared(workdir.absolute(), workdir.absolute() / "ray" / f".{uuid.uuid4().hex}", way)
+    write_text(shared.mark, shared.mark.name)
+    try:
+        if lack := lacking(way.ray_resources, [node["Resources"] for node in ray.nodes() if node["Alive"]]):
+            print(f"Ray: {lack}; cells wait until one has", file=sys.stderr)  # a cluster that grows may get it yet
+        with _stop_asked() as stop:
+            return _drive(ray, shared, tasks, on_event, stop)
+    finally:
+        shared.mark.unlink(missing_ok=True)
+        ray.shutdown()
+
+
+def _drive(ray: Any, shared: Shared, tasks: Sequence[Task], on_event: OnEvent, stop: threading.Event) -> bool:
+    """Starts cells in their order and tells what becomes of them, until all are over or a stop is asked."""
+    way = shared.way
+    due = dict.fromkeys(range(len(tasks)), 0.0)  # cells that wait, and from when on, by time.monotonic()
+    running: dict[int, Started] = {}
+    tries = [0] * len(tasks)
+    sightings = Sightings(way.care.stale_seconds)
+    looked = time.monotonic()
+    while (due or running) and not stop.is_set():
+        for index in [index for index in sorted(due) if due[index] <= time.monotonic()]:
+            if len(running) >= (way.workers or len(tasks)):
+                break
+            if (event := _found(tasks[index])) is not None:
+                del due[index]
+                on_event(index, event)
+            elif not sightings.is_free(tasks[index].directory):  # another launcher is at it
+                due[index] = time.monotonic() + LOOK_SECONDS
+            else:
+                del due[index]
+                running[index] = _start(ray, tasks[index], shared)
+        stop.wait(POLL_SECONDS)
+        for index, codes in _ended(ray, running):
+            event = _event(tasks[index], codes)
+            if event["event"] == "failed":
+                event = after_failure(event, tries[index], way)
+            if event["event"] == "again":
+                tries[index] = event["tries"]
+                due[index] = time.monotonic() + pause(event["tries"], elsewhere=True)
+            elif event["event"] == "stopped":  # by its node, or another launcher has it
+                due[index] = time.monotonic() + LOOK_SECONDS
+            on_event(index, event)
+        if time.monotonic() - looked >= LOOK_SECONDS:
+            looked = time.monotonic()
+            for index in running:
+                task = tasks[index]
+                on_event(index, {"event": "progress", "done": steps_done(task.directory), "steps": task.steps})
+    _stop(ray, running, tasks, on_event)
+    return not stop.is_set()
+
+
+def _start(ray: Any, task: Task, shared: Shared) -> Started:
+    """Hands a cell to Ray, which starts it when it has the resources."""
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    way, settings = shared.way, {k: v for k, v in os.environ.items() if k.startswith(SETTINGS)}
+    command = cell_command(shared.workdir, task.run, way)
+    options = {"name": task.run, **task_options(way.ray_resources)}
+    remote, mark = ray.remote(run_cell), str(shared.mark)
+    if task.processes == 1:
+        # Ray itself starts it again when its worker or node is lost.
+        alone = remote.options(**options, max_retries=way.retries)
+        return Started([alone.remote(command, mark, shared.log(task.run, 0), settings)])
+    group = placement_group(**group_options(task.processes, way.ray_resources))
+
+    def on(rank: int) -> dict[str, Any]:
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+        return {"scheduling_strategy": strategy, "max_retries": 0}
+
+    coordinator = ray.remote(free_address).options(num_cpus=0, **on(0)).remote()
+    refs = []
+    for rank in range(task.processes):
+        one = [*command, f"--processes={task.processes}", f"--process_id={rank}"]
+        ranked = remote.options(**options, **on(rank))
+        refs.append(ranked.remote(one, mark, shared.log(task.run, rank), settings, coordinator))
+    return Started(refs, group)
+
+
+def task_options(resources: Mapping[str, float]) -> dict[str, Any]:
+    """What a process takes, as options of a Ray task: by default one CPU, no GPU."""
+    own = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
+    taken = {"CPU": 1, **resources}
+    options: dict[str, Any] = {own[name]: amount for name, amount in taken.items() if name in own}
+    return {**options, "resources": {name: amount for name, amount in taken.items() if name not in own}}
+
+
+def group_options(processes: int, resources: Mapping[str, float]) -> dict[str, Any]:
+    """The placement group of a cell of several processes, each a bundle: as close together as they fit.
+
+    Processes that take TPUs are a host each, of one slice that has this many, and in the order of its hosts.
+    """
+    options: dict[str, Any] = {"bundles": [{"CPU": 1, **resources}] * processes}
+    if not resources.get("TPU"):
+        return {**options, "strategy": "PACK"}
+    hosts = [{HOST_OF_SLICE: str(rank)} for rank in range(processes)]
+    return {**options, "topology_strategy": {SLICE: "STRICT_PACK"}, "bundle_label_selector": hosts}
+
+
+def lacking(resources: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> str:
+    """What no node has, of the resources of all nodes, busy or not; "" if one has what a process takes."""
+    taken = {"CPU": 1, **resources}
+    if any(all(node.get(name, 0) >= amount for name, amount in taken.items()) for node in nodes):
+        return ""
+    return "no node has " + ", ".join(f"{name}={amount:g}" for name, amount in taken.items())
+
+
+def _ended(ray: Any, running: dict[int, Started]) -> Iterator[tuple[int, list[int | str]]]:
+    """Takes out the cells that have ended, all their processes, with the exit codes, or LOST or CANCELLED, by rank."""
+    from ray.util.placement_group import remove_placement_group
+
+    for index, cell in list(running.items()):
+        ended, left = ray.wait(cell.refs, num_returns=len(cell.refs), timeout=0)
+        if not left:
+            del running[index]
+            if cell.group is not None:
+                remove_placement_group(cell.group)
+            yield index, [_code(ray, ref) for ref in cell.refs]
+        elif ended:  # the others end too, by the watch that they keep on each other, or are ended
+            cell.until = min(cell.until, time.monotonic() + GRACE_SECONDS)
+            if time.monotonic() >= cell.until:
+                _cancel(ray, left, force=True)
+
+
+def _code(ray: Any, ref: Any) -> int | str:
+    """The exit code of a process that has ended. Raises InputError if its node cannot run cells."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.TaskCancelledError:
+        return CANCELLED
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
+    except (
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.WorkerCrashedError,
+        ray.exceptions.OutOfMemoryError,
+        ray.exceptions.TaskPlacementGroupRemoved,
+    ):
+        return LOST
+
+
+def _event(task: Task, codes: Sequence[int | str]) -> Event:
+    """What came of a cell, of the ends of its processes: the first that failed by itself tells why."""
+    failures = [code for code in codes if code not in (0, LOST, CANCELLED)]
+    try:
+        if failures or all(code == 0 for code in codes):
+            return outcome(task.directory, failures[0] if failures else 0)
+        if (event := _found(task)) is not None:
+            return event
+        return failed(died(task.directory, LOST)) if LOST in codes else {"event": "stopped"}
+    except InputError as error:
+        return failed(Failure("refused", str(error)))
+
+
+def _found(task: Task) -> Event | None:
+    """What the files say of a cell before it is started: that it is done, or that its result is none."""
+    try:
+        return None if read_result(task.directory) is None else {"event": "done"}
+    except InputError as error:
+        return failed(Failure("refused", str(error)))
+
+
+def _stop(ray: Any, running: dict[int, Started], tasks: Sequence[Task], on_event: OnEvent) -> None:
+    """Has the cells that run save and stop, in bounded time, and tells which of them got as far as their end."""
+    _cancel(ray, [ref for cell in running.values() for ref in cell.refs])
+    until = time.monotonic() + GRACE_SECONDS + END_SECONDS
+    while running and time.monotonic() < until:
+        time.sleep(POLL_SECONDS)
+        for index, codes in _ended(ray, running):
+            on_event(index, _event(tasks[index], codes))
+    _cancel(ray, [ref for cell in running.values() for ref in cell.refs], force=True)
+
+
+def _cancel(ray: Any, refs: Sequence[Any], force: bool = False) -> None:
+    for ref in refs:
+        ray.cancel(ref, force=force)
+
+
+@contextlib.contextmanager
+def _stop_asked() -> Iterator[threading.Event]:
+    """While open, SIGINT and SIGTERM set the event that it yields."""
+    stop = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,92 @@
+"""One cell, trained in this process: what a worker does for each of its cells, and experiments.cell for its own."""
+
+import contextlib
+import pathlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from scaling.errors import BusyError, LostClaimError, StoppedError
+from scaling.files import read_json, write_json
+from scaling.runs import Placement, run_from_dict
+from scaling.specs import from_dict
+from scaling.training.care import parse_care
+from scaling.training.claims import read_claim, seems_alive
+from scaling.training.failures import failure_of
+
+
+def train_cell(
+    item: dict[str, Any],
+    report: Callable[[int, int], None],
+    stopping: Callable[[], bool],
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Trains a cell, of `scaling.sweeps.tasks.cell_item`, and returns its result; raises as `train`.
+
+    A cell of a plan, which has "planned", {"topology", "needed_gib"}, is trained on no other hardware. What goes wrong
+    before the run is claimed, and so before `train` leaves word of failures, stands in failure.json too. Several
+    processes that are connected train it together.
+    """
+    # Here: the launcher imports this module's neighbours, and does without jax.
+    from scaling.data.token_store import open_store
+    from scaling.parallel.topology import parse_topology
+    from scaling.training import hosts
+    from scaling.training.loop import train
+    from scaling.training.planned import check_hardware, hardware
+
+    directory = pathlib.Path(item["directory"])
+    run = run_from_dict(item["run"], str(directory))
+    placement = from_dict(Placement, item["placement"], "placement")
+
+    def opened() -> dict[str, Any]:
+        if planned := item.get("planned"):
+            check_hardware(parse_topology(planned["topology"]), planned["needed_gib"], hardware())
+        return {store.content_id: store for store in map(open_store, item["stores"])}
+
+    with _faults_left(directory, hosts.writes):
+        return train(
+            run,
+            placement,
+            hosts.together(opened),
+            directory,
+            report,
+            stopping,
+            trackers=item["trackers"],
+            profile_steps=item["profile_steps"],
+            say=say,
+            care=parse_care(item["care"]),
+        )
+
+
+def stop_on_signals(stop: threading.Event | None = None) -> threading.Event:
+    """From now on SIGINT and SIGTERM set the event that is returned, for training to save and stop.
+
+    stop: of an earlier call. jax's own handler of SIGTERM, which `hosts.connect` puts up, takes the place of ours: call
+    this again after it.
+    """
+    stop = stop or threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+@contextlib.contextmanager
+def _faults_left(directory: pathlib.Path, writes: Callable[[], bool]) -> Iterator[None]:
+    """Leaves the reason of what is raised inside in failure.json, where the training itself has not done so."""
+    try:
+        yield
+    except (StoppedError, LostClaimError, BusyError):
+        raise
+    except Exception as error:
+        path, failure = directory / "failure.json", failure_of(error)
+        try:
+            told = read_json(path) if path.exists() else None
+            there = isinstance(told, dict) and (told.get("kind"), told.get("reason")) == (failure.kind, failure.reason)
+            taken = seems_alive(read_claim(directory), float("inf"))  # by another, whose failure this is not
+            if writes() and not there and not taken:
+                write_json(path, failure.to_json())
+        except Exception as second:  # of a disk that is full, say; the first one is what counts
+            print(f"{path} could not be written: {second}", file=sys.stderr)
+        raise

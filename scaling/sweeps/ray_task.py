@@ -1,0 +1,74 @@
+"""What a worker of Ray does for a process of a cell: starts it, waits for it, and dies with it.
+
+Nothing here imports Ray but where a worker of Ray is sure to run it.
+"""
+
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from scaling.specs import require
+from scaling.sweeps.tasks import cell_environment
+
+GRACE_SECONDS = 60.0  # between being asked to stop and being killed: time for a step and a save
+POLL_SECONDS = 0.2
+
+
+def run_cell(command: list[str], mark: str, log: str, settings: dict[str, str], coordinator: str = "") -> int:
+    """In a worker of Ray: runs a cell's command to its end and returns its exit code, negative for a signal.
+
+    A task that is cancelled is interrupted as by Ctrl-C, and a node that is shut down sends SIGTERM: the cell is then
+    asked to save and stop. Raises InputError where WORKDIR is not seen.
+    """
+    seen = os.path.exists(mark)
+    where = f"{pathlib.Path(mark).parents[1]} on {socket.gethostname()}"
+    require(seen, "is not the launcher's", "--workdir has to be on a disk that every node sees by the same path", where)
+    command = [sys.executable, *command[1:], f"--parent={os.getpid()}"]
+    command += [f"--coordinator={coordinator}"] if coordinator else []
+    asked: list[float] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: asked.append(time.monotonic())) for number in numbers}
+    process = None
+    try:
+        with open(log, "a", encoding="utf-8") as out:
+            process = subprocess.Popen(
+                command,
+                env={**cell_environment(), **settings},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                process_group=0,  # signals to the worker's group are not for it
+            )
+        return _end_of(process, asked)
+    finally:
+        if process is not None:
+            process.kill()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_of(process: "subprocess.Popen[bytes]", asked: list[float]) -> int:
+    """Waits for a cell; once asked to stop, it is given GRACE_SECONDS to do so."""
+    told = False
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(POLL_SECONDS)
+        if asked and not told:
+            process.terminate()
+            told = True
+        if asked and time.monotonic() - asked[0] > GRACE_SECONDS:
+            process.kill()
+
+
+def free_address() -> str:
+    """In the bundle of process 0: where the others find it."""
+    import ray
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"

@@ -1,0 +1,240 @@
+"""Cells as work to hand out: what an engine is given, how a cell is started, and what came of it, from its files alone.
+
+An engine gets cells done somewhere: in worker processes here (scaling.sweeps.launch), as jobs of SLURM (on_slurm) or as
+tasks of Ray (on_ray). It is a function (workdir, tasks, way, on_event) -> bool that tells of each task what happens to
+it, and returns False only if it was stopped by SIGINT or SIGTERM before all were done or given up. Cells claim their
+runs themselves (scaling.training.claims), so an engine may start one twice, or lose sight of one, and no harm is done.
+"""
+
+import ctypes
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from scaling.errors import SOON, InputError, nearest
+from scaling.files import read_json, write_json
+from scaling.runs import Placement, run_to_dict
+from scaling.specs import require, to_dict
+from scaling.sweeps.cells import Cell
+from scaling.sweeps.workdir import Sweep, run_directory
+from scaling.training.care import Care
+from scaling.training.claims import read_claim, seems_alive
+from scaling.training.failures import Failure, failure_from
+from scaling.training.planned import Planned
+from scaling.training.records import attempt_folder, records_of
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]  # where `python -m experiments.cell` finds its module
+LONGEST_PAUSE = 300.0
+ELSEWHERE_PAUSE = 5.0  # the least where a scheduler stands between: a node that is lost is not noticed at once
+TAIL = 8192  # bytes of a metrics.jsonl that hold its last line, several times over
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A cell to be done. flops: of all its steps. processes: how many train it together."""
+
+    run: str
+    directory: pathlib.Path
+    flops: float
+    steps: int
+    processes: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How and where cells are run, which changes no result.
+
+    workers: cells at a time; None leaves it to the engine. planned: by run, those of the plan at `plan`; a cell that is
+    not among them is placed as the sweep's config says. retries: how often a cell is tried again that failed of what
+    may be gone. devices_per_process: how many of a cell's devices each of its processes has; None: all. sbatch: options
+    NAME=VALUE of SLURM. ray_resources: what a process of a cell takes of a Ray node.
+    """
+
+    workers: int | None = None
+    trackers: tuple[str, ...] = ()  # of scaling.training.trackers
+    profile_steps: int = 0
+    planned: Mapping[str, Planned] = dataclasses.field(default_factory=dict)
+    plan: str | None = None
+    launcher: str = "local"
+    care: Care = Care()  # noqa: RUF009 - a frozen value
+    retries: int = 3
+    devices_per_process: int | None = None
+    sbatch: tuple[str, ...] = ()
+    ray_address: str = "auto"
+    ray_resources: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+# What happens to a task, told with its index: progress (done, steps), done, stopped (its state is saved), again (kind,
+# reason, tries: it failed, and will be tried again) or failed (kind, reason, retry: it will not).
+Event = dict[str, Any]
+OnEvent = Callable[[int, Event], None]
+Engine = Callable[[pathlib.Path, Sequence[Task], Way, OnEvent], bool]
+
+
+def make_task(workdir: pathlib.Path, cell: Cell, placement: Placement, way: Way) -> Task:
+    """The task of a cell. Raises InputError if its devices cannot be dealt out among processes of so many each."""
+    placement = way.planned[cell.id].placement if cell.id in way.planned else placement
+    each = way.devices_per_process or placement.devices
+    require(
+        placement.devices % each == 0,
+        f"--devices_per_process={each} does not divide the {placement.devices} devices of {cell.id}",
+    )
+    directory = run_directory(workdir, cell.id)
+    return Task(cell.id, directory, cell.flops, cell.run.steps, placement.devices // each)
+
+
+def cell_of(sweep: Sweep, run: str) -> Cell:
+    """The cell of a sweep that has a run. Raises InputError, with the nearest, if none has."""
+    found = {cell.id: cell for cell in sweep.cells}
+    require(run in found, f"{run!r} is no cell of this sweep", nearest(run, found))
+    return found[run]
+
+
+def cell_item(workdir: pathlib.Path, cell: Cell, sweep: Sweep, way: Way) -> dict[str, Any]:
+    """All that a process needs to know to train a cell, as JSON: see `scaling.sweeps.one_cell.train_cell`."""
+    planned = way.planned.get(cell.id)
+    item = {
+        "directory": str(run_directory(workdir, cell.id)),
+        "run": run_to_dict(cell.run),
+        "stores": [sweep.stores[name] for name in cell.run.stores],
+        "placement": to_dict(sweep.config.placement if planned is None else planned.placement),
+        "trackers": list(way.trackers),
+        "profile_steps": way.profile_steps,
+        "care": way.care.text(),
+    }
+    if planned is not None:
+        item["planned"] = {"topology": planned.topology.text, "needed_gib": planned.needed_gib}
+    return item
+
+
+def cell_command(workdir: pathlib.Path, run: str, way: Way) -> list[str]:
+    """The command that trains a cell, wherever the workdir is seen; of several processes, add how they find each other.
+
+    It needs `cell_environment`, or this package installed. Started again it goes on; started twice, one of them trains.
+    """
+    flags = {
+        "workdir": str(pathlib.Path(workdir).absolute()),
+        "cell": run,
+        "plan": way.plan and str(pathlib.Path(way.plan).absolute()),
+        "trackers": ",".join(way.trackers),
+        "profile_steps": way.profile_steps,
+        "care": way.care.text(),
+    }
+    given = [f"--{name}={value}" for name, value in flags.items() if value]
+    return [sys.executable, "-m", "experiments.cell", *given]
+
+
+def cell_environment() -> dict[str, str]:
+    """This process's environment, in which `cell_command` finds this package."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
+
+
+def pause(tries: int, elsewhere: bool = False) -> float:
+    """Seconds before a cell is tried again that has failed so often: 2, 4, 8, up to five minutes."""
+    return max(min(LONGEST_PAUSE, 2.0 ** min(tries, 30)), ELSEWHERE_PAUSE if elsewhere else 0.0)
+
+
+def outcome(directory: pathlib.Path, code: int) -> Event:
+    """What came of a cell's command that ended with an exit code, negative for a signal: done, stopped or failed.
+
+    stopped: asked to stop, or another process has the run. The caller decides whether to try again after a failure.
+    """
+    if read_result(directory) is not None:
+        return {"event": "done"}
+    ended = _last_outcome(directory)
+    if code == 75 and (ended in ("stopped", "lost") or (ended is None and _is_at_work(directory))):
+        return {"event": "stopped"}
+    failure = read_failure(directory)
+    told = failure is not None and failure.exit_code == code and (code != 75 or ended == "failed")
+    return failed(failure if told else died(directory, exit_words(code)))
+
+
+def failed(failure: Failure) -> Event:
+    """The event of a failure."""
+    return {"event": "failed", "kind": failure.kind, "reason": failure.reason, "retry": failure.retry}
+
+
+def after_failure(event: Event, tries: int, way: Way) -> Event:
+    """The event to tell of a failure after so many tries before it: again, if another may cure it, or the failure."""
+    if event["retry"] != SOON or tries >= way.retries:
+        return event
+    return {"event": "again", "kind": event["kind"], "reason": event["reason"], "tries": tries + 1}
+
+
+def read_result(directory: pathlib.Path) -> dict[str, Any] | None:
+    """The result of a run, None if it has none yet. Raises InputError for a file that is none."""
+    path = directory / "result.json"
+    if not path.exists():
+        return None
+    values = read_json(path)
+    known = isinstance(values, dict) and values.get("run") == directory.name and isinstance(values.get("loss"), float)
+    require(known, f"is no result of {directory.name}", "remove the file: the cell is then trained again", str(path))
+    return values
+
+
+def read_failure(directory: pathlib.Path) -> Failure | None:
+    """Why the last attempt at a run failed, if it did. Raises InputError for a file that is no failure."""
+    path = directory / "failure.json"
+    return failure_from(read_json(path), str(path)) if path.exists() else None
+
+
+def died(directory: pathlib.Path, reason: str) -> Failure:
+    """The failure of a cell whose process has ended without a word (kill -9, say), left in failure.json.
+
+    Not where another attempt is under way since, or has recorded the result: then nothing is written.
+    """
+    claim = read_claim(directory)
+    failure = Failure("killed", reason, attempt=None if claim is None else claim.attempt)
+    if not seems_alive(claim, float("inf")) and not (directory / "result.json").exists():
+        write_json(directory / "failure.json", failure.to_json())
+    return failure
+
+
+def exit_words(code: int) -> str:
+    """How a process ended, of its exit code as subprocess has it."""
+    by = f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"
+    return f"its process ended with {by}" + (", as when memory runs out" if code in (-signal.SIGKILL, 137) else "")
+
+
+def steps_done(directory: pathlib.Path) -> int:
+    """How many steps of a run its metrics tell of."""
+    try:
+        with open(records_of(directory) / "metrics.jsonl", "rb") as f:
+            f.seek(max(0, f.seek(0, os.SEEK_END) - TAIL))
+            lines = f.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return 0
+    try:
+        return int(json.loads(lines[-1])["step"]) if lines else 0
+    except (ValueError, TypeError, KeyError):
+        raise InputError("the last line is no record of a step", str(directory / "metrics.jsonl")) from None
+
+
+def die_with_parent(parent: int) -> None:
+    """Makes this process be killed when the process that started it ends, however that ends. On Linux alone.
+
+    parent: the number of that process: it may have ended before. To be exact, the system does this when the thread ends
+    that has started this process (prctl(2), PR_SET_PDEATHSIG).
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _is_at_work(directory: pathlib.Path) -> bool:
+    return seems_alive(read_claim(directory), float("inf"))
+
+
+def _last_outcome(directory: pathlib.Path) -> str | None:
+    """How the last attempt at a run ended, None if it has left no word."""
+    claim = read_claim(directory)
+    path = directory if claim is None else attempt_folder(directory, claim.attempt) / "attempt.json"
+    values = read_json(path) if path.is_file() else {}
+    return values.get("outcome") if isinstance(values, dict) else None
