@@ -31,7 +31,8 @@ from scaling.training.claims import read_claim
 from scaling.training.records import attempt_folder, read_lines, records_of
 
 ROOT = pathlib.Path(__file__).parents[1]
-CARE = "checkpoint_seconds=0.3,keep_every=5"
+CHECKPOINT_SECONDS = 0.3
+CARE = f"checkpoint_seconds={CHECKPOINT_SECONDS:g},keep_every=5"
 STEPS = 2400
 KILLS_A_RUN = 15  # of which one can come between its result and its metrics
 LONGEST = 300.0  # seconds that a process may take before it is said to hang

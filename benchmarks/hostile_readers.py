@@ -39,8 +39,6 @@ from scaling.runs import (
 from scaling.specs import from_dict, located, to_dict
 from scaling.sweeps.cells import Cell, Dropped
 from scaling.sweeps.config import DataConfig, GridConfig, ModelConfig, SweepConfig, sweep_config
-from scaling.sweeps.results import collect
-from scaling.sweeps.status import status_rows, status_text
 from scaling.sweeps.vary import over
 from scaling.sweeps.workdir import Sweep, read_sweep, run_directory, save_sweep
 from scaling.training.care import parse_care
@@ -173,7 +171,6 @@ def _of_sweeps(folder: pathlib.Path) -> Iterator[Reader]:
         folder / "sweep", Sweep(config, {"a" * 16: "stores/a"}, (Cell(run, 1e10),), dropped, {"rule:r": to_dict(rule)})
     )
     yield Reader("sweep.json", "json", folder / "sweep" / "sweep.json", _swept)
-    yield from _of_a_cell(folder / "sweep" / "runs" / run_id(run), read_sweep(folder / "sweep"))
     values = dataclasses.asdict(config)
     yield _json(
         folder, "config (flags)", values, lambda path: sweep_config(parse_json(path.read_bytes(), str(path)), str(path))
@@ -184,33 +181,6 @@ def _of_sweeps(folder: pathlib.Path) -> Iterator[Reader]:
         "exclude C < 1e18 and not (N in [1, 2]) because short",
     ]
     yield _lines(folder, "flags", "csv", flags, _flags)
-
-
-def _of_a_cell(directory: pathlib.Path, sweep: Sweep) -> Iterator[Reader]:
-    """The files of a finished cell, as the tables and the status of a sweep read them."""
-    workdir = directory.parents[1]
-
-    def read(path: pathlib.Path) -> Any:
-        return collect(workdir, sweep), status_text(status_rows(workdir, sweep))
-
-    timing = {"compile_seconds": 1.0, "train_seconds": 9.5, "flops_per_second": 1e9, "mfu": None, "attempt": 1}
-    losses = {
-        "validation": {"loss": 3.1, "stderr": 0.1, "bits_per_byte": 2.2},
-        "code": {"loss": 3.0, "bits_per_byte": 2.0},
-    }
-    result = {
-        **{"run": run_id(sweep.cells[0].run), "loss": 3.1, "loss_stderr": 0.1, "losses": losses, "timing": timing},
-        **{"N": 1e5, "N_active": 1e5, "D": 1e6, "C": 1e11, "unique_tokens": 1e6, "epochs": 0.5},
-    }
-    tried = {"attempt": 1, "host": "h", "pid": 7, "time": 1.7e9, "outcome": "recorded", "set_aside": []}
-    record = {"step": 50, "tokens": 25600, "loss": 4.1, "eval": {"validation": {"loss": 4.0}}}
-    seconds = {"step": 50, "seconds": {"train": 5.0}, "time": 1.7e9}
-    yield dataclasses.replace(
-        _lines(directory, "metrics.jsonl", "jsonl", [json.dumps(record)], read), name="metrics of a cell"
-    )
-    yield _lines(directory, "timing.jsonl", "jsonl", [json.dumps(seconds)], read)
-    yield _json(directory, "attempts/1/attempt.json", tried, read)
-    yield _json(directory, "result.json", result, read)
 
 
 def _swept(path: pathlib.Path) -> list[str]:

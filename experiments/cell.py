@@ -63,12 +63,13 @@ def main(argv: list[str]) -> int:
         hosts.connect(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)
         stop_on_signals(stop)
     keep_compilations(workdir / "compilations")
-    result = train_cell(
-        cell_item(workdir, cell, sweep, way),
-        lambda done, steps: None,
-        stop.is_set,
-        lambda line: print(line, flush=True),
-    )
+    with hosts.leaving():
+        result = train_cell(
+            cell_item(workdir, cell, sweep, way),
+            lambda done, steps: None,
+            stop.is_set,
+            lambda line: print(line, flush=True),
+        )
     if hosts.writes():
         print(f"{result['run']}: done, held-out loss {result['loss']:.4f} nats per token")
     return command.DONE

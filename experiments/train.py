@@ -79,10 +79,10 @@ def main(argv: list[str]) -> None:
         from scaling.training import hosts
 
         hosts.connect(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)
-        task = hosts.first_alone(lambda: _task(workdir, verified=hosts.writes()))
+        with hosts.leaving():
+            result = _train(hosts.first_alone(lambda: _task(workdir, verified=hosts.writes())), workdir)
     else:
-        task = _task(workdir, verified=True)
-    result = _train(task, workdir)
+        result = _train(_task(workdir, verified=True), workdir)
     if result is not None:
         print(_summary(result))
 

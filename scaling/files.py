@@ -18,7 +18,7 @@ Path = str | os.PathLike[str]
 DEPTH = 64  # levels of JSON: our own files have nine at most, and what walks them by recursion needs room
 NAME_LENGTH = 128  # file systems allow 255 bytes, of which suffixes and temporary names take some
 SHOWN, PATH_SHOWN = 80, 400  # characters of a refused value, and of a path
-_NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))[A-Za-z0-9][A-Za-z0-9_.-]*")
+_NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))[A-Za-z0-9][A-Za-z0-9_.+-]*")
 _NOT_READABLE = (errno.EISDIR, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP)
 
 
@@ -95,8 +95,8 @@ def read_json(path: Path) -> Any:
 def parse_json(text: str | bytes, where: str) -> Any:
     """The value of a JSON text, which anyone may have written.
 
-    Raises InputError for what is not UTF-8 or not JSON, and, as RFC 8259 (sections 6, 8.2 and 9) lets a reader, for NaN,
-    infinity and numbers beyond floats, half a surrogate pair, a key twice in one object, and more than DEPTH levels. So
+    Raises InputError for what is not UTF-8 or not JSON, and (RFC 8259, sections 6, 8.2 and 9, lets a reader) for NaN,
+    infinity, numbers beyond floats, half a surrogate pair, a key twice in one object, and more than DEPTH levels. So
     what is read can be written again, hashed, and walked by recursion.
     """
     try:
@@ -152,11 +152,11 @@ def check_name(name: Any, where: str = "") -> str:
     """A name that came from a file or a flag, where it becomes one of a file or directory: it names something directly
     inside the directory that it is put to, on any file system.
 
-    Raises InputError for anything but ASCII letters, digits, `_`, `-` and `.`, for a first character that is no letter
-    or digit (no "..", no hidden file), for more than NAME_LENGTH, and for names that Windows shares keep for devices.
+    Raises InputError for anything but ASCII letters and digits, and _ - + . behind the first of them (no "..", no
+    hidden file, no flag), for more than NAME_LENGTH, and for the names of devices on shares of Windows.
     """
     if isinstance(name, str) and len(name) <= NAME_LENGTH and _NAME.fullmatch(name):
         return name
     said = repr(name[:SHOWN]) if isinstance(name, str) else f"a value of type {type(name).__name__}"
-    do = f"letters, digits, and inside also _ - and .; at most {NAME_LENGTH} characters"
+    do = f"letters, digits, and inside also _ - + and .; at most {NAME_LENGTH} characters"
     raise InputError(f"{said} cannot name a file", where, do)

@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from benchmarks import chaos_run, chaos_sweep
+from benchmarks import chaos, chaos_run, chaos_sweep, robustness
 from benchmarks.alike import differences, last_checkpoint, leaves, leaves_differ, outcomes, sweep_differences
 from scaling.files import write_json
 from scaling.sweeps.results import TIMINGS
@@ -252,6 +252,49 @@ def test_a_process_and_its_own_are_found_until_they_end():
     os.kill(found[0], signal.SIGKILL)
     while chaos_sweep.is_alive(found[0]):
         time.sleep(0.01)
+
+
+COUNTED = {"kills": 30, "results_lost": 0, "recorded_twice": 0, "differences": []}
+SECONDS = {"lost_seconds": 6.0, "start_seconds": 2.5, "again_seconds": 0.5, "told_seconds": 3.0, "twin_seconds": 20.0}
+ROWS = {
+    "run": {**COUNTED, **SECONDS, "where": {"while restoring": 20, "right after a commit": 10}},
+    "sweep": {
+        **COUNTED,
+        "where": {"worker killed": 5, "owner paused and woken": 3},
+        "taken_over": 2,
+        "woken": {"lost": 2},
+    },
+    "checkpoint": {"tried": 900, "detected": 700, "harmless": 200, "wrong": 0},
+    "inputs": {"tried": 9000, "read": 2000, "refused": 7000, "broken": 0, "files": ["run.json", "plan.json"]},
+    "hosts": {"lost": {"slurm": 1}, "skipped": [], "failed_tests": 0, "results_lost": 0, "recorded_twice": 0},
+}
+
+
+def test_the_table_counts_what_was_lost_in_any_row():
+    lines = robustness.table(ROWS)
+    assert "| results lost |  | 0 |" in lines
+    assert "| cells recorded twice |  | 0 |" in lines
+    assert (
+        "| owners of a run paused and woken | 3 | 2 were taken over meanwhile; how their attempts ended: 2 lost |"
+        in lines
+    )
+    assert lines[-1].endswith("| 6.0 s: imports 2.5, steps done again 0.5, restoring, compiling and the rest 3.0 |")
+    worse = {
+        "run": {**ROWS["run"], "differences": ["the loss is another"]},
+        "hosts": {**ROWS["hosts"], "results_lost": 2, "recorded_twice": 1, "failed_tests": 1},
+    }
+    lines = robustness.table({**ROWS, **worse})
+    assert "| results lost |  | 3 |" in lines  # a result that is another one is lost
+    assert "| cells recorded twice |  | 1 |" in lines
+    assert any("the loss is another" in line for line in lines)
+    assert "| hosts lost: 1 slurm | 1 | TESTS FAILED |" in lines
+
+
+def test_the_command_says_what_it_did_and_what_differs():
+    said = chaos.lines(ROWS["run"])
+    assert said[1] == "   20 while restoring"
+    assert said[-1] == "all as it would have been"
+    assert chaos.lines({**ROWS["sweep"], "differences": ["one", "two"]})[-2:] == ["DIFFERENT: one", "DIFFERENT: two"]
 
 
 @pytest.mark.slow

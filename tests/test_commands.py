@@ -14,7 +14,7 @@ import sys
 import pytest
 
 from scaling import command
-from scaling.errors import InputError, RunFailedError, StoppedError
+from scaling.errors import BusyError, InputError, LostClaimError, RunFailedError, StoppedError
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMOKE = "--config=experiments/configs/smoke.py"
@@ -91,7 +91,19 @@ def refused(run):
 
 
 FLAGS = {
-    "experiments.sweep": ("config", "workdir", "stores", "trackers", "plan", "launcher", "workers"),
+    "experiments.sweep": (
+        "config",
+        "workdir",
+        "stores",
+        "trackers",
+        "plan",
+        "launcher",
+        "workers",
+        "retries",
+        "care",
+        "sbatch",
+    ),
+    "experiments.cell": ("workdir", "cell", "plan", "care", "[no]distributed", "coordinator", "trackers", "parent"),
     "experiments.train": ("config", "run", "plan", "cell", "[no]distributed", "coordinator", "workdir", "trackers"),
     "tools.plan": ("config", "stores", "suppose_tokens", "topology", "[no]aot", "cells", "price", "power", "out"),
     "tools.status": ("workdir", "[no]watch", "[no]all", "profile"),
@@ -467,7 +479,11 @@ def raises(error):
         (lambda argv: None, 0, ""),
         (lambda argv: 3, 3, ""),
         (raises(InputError("a=1 is\nodd", "f.py", "make it 2")), 2, "error: f.py: a=1 is odd (make it 2)\n"),
-        (raises(RunFailedError("loss nan")), 3, "failed: loss nan\n"),
+        (raises(RunFailedError("loss nan", "not_finite")), 3, "failed: loss nan\n"),
+        (raises(RunFailedError("no space", "disk_full")), 75, "failed: no space\n"),
+        (raises(RunFailedError("read-only", "unwritable")), 2, "failed: read-only\n"),
+        (raises(BusyError("taken", "d")), 75, "stopped: d: taken\n"),
+        (raises(LostClaimError("taken over")), 75, "stopped: taken over\n"),
         (raises(StoppedError("saved")), 75, "stopped: saved\n"),
     ],
 )

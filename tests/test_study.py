@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling import study
+from scaling import prediction, study
 from scaling.analysis.analyze import analyze
 from scaling.analysis.curves import read_curves
 from scaling.analysis.report import report_dict
@@ -214,6 +214,52 @@ def test_a_grid_that_grew_makes_a_new_prediction(simulate, tmp_path):
     results = pd.read_csv(tmp_path / "s" / "results.csv").set_index("run")
     assert set(results["status"]) == {"done"}
     assert results.loc[[first["run"], second["run"]], "role"].tolist() == ["prediction"] * 2
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"grid": {"budgets": (2e11, 5e11, 1.25e12, 2e12, 3e12)}},
+        {"grid": {"sizes": 9}},
+        {"seeds": (0, 1)},
+    ],
+    ids=["budgets", "sizes", "seeds"],
+)
+def test_a_sweep_that_grows_keeps_what_is_done(simulate, tmp_path, more):
+    """Only new cells are trained, and no file of those that are done is touched."""
+
+    def files():
+        found = (path for path in (tmp_path / "s" / "runs").rglob("*") if path.is_file())
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
+
+    run_study(config_of(prediction=0.0), texts_of(1e9), tmp_path / "s", Way(1))
+    before = files()
+    done = run_study(config_of(prediction=0.0, **more), texts_of(1e9), tmp_path / "s", Way(1))
+    after = files()
+    assert {path: after[path] for path in before} == before
+    assert set(done.results["status"]) == {"done"}
+    assert len({path.parent for path in after}) > len({path.parent for path in before})
+
+
+def test_a_prediction_that_another_launcher_has_made_stands(simulate, tmp_path, monkeypatch):
+    """Of the same losses: also if it was made between the look for one and the writing, and even if it says another."""
+    change, made = prediction.update, []
+
+    def raced(path, make):
+        def first(text):
+            if not made:
+                made.append(json.loads(make(text)))
+                made[0]["predicted"]["value"] += 1e-3
+                write_json(path, made[0])
+            return make(text)
+
+        change(path, lambda text: first(text) if text is None else make(text))
+
+    monkeypatch.setattr(prediction, "update", raced)
+    done = run_study(config_of(), texts_of(1e9), tmp_path / "s", Way(1))
+    assert read_json(tmp_path / "s" / "prediction.json") == made[0]
+    assert done.prediction["predicted"] == made[0]["predicted"]
+    assert done.prediction["measured"] is not None
 
 
 def test_without_a_prediction_there_is_still_a_next_run(simulate, tmp_path):

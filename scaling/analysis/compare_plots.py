@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from scaling.analysis.compare import Comparison, spoken
 from scaling.analysis.intervals import LEVEL
 from scaling.analysis.reporting import html
-from scaling.analysis.reporting.style import FAINT, GREY, INK, RC, figure, log_axis, pad, pad_log, style
+from scaling.analysis.reporting.style import FAINT, GREY, INK, RC, figure, log_axis, pad, pad_log, plain, style
 from scaling.analysis.sides import Side, minima
 
 TITLE = "Two sweeps compared"
@@ -35,8 +35,8 @@ def comparison_figure(found: Comparison) -> Figure:
         _frontiers(left, found)
         _multiplier(right, found)
         handles = [
-            Line2D([], [], color=COLOURS[key], ls=LINES[key], marker=MARKERS[key], ms=5, mec="white", label=side.name)
-            for key, side in (("a", found.a), ("b", found.b))
+            Line2D([], [], color=COLOURS[key], ls=LINES[key], marker=MARKERS[key], ms=5, mec="white", label=name)
+            for key, name in (("a", plain(found.a.name)), ("b", plain(found.b.name)))
         ]
         fig.legend(handles=handles, loc="outside upper center", ncols=2)
     return fig
@@ -148,7 +148,7 @@ def _multiplier(axes: Axes, found: Comparison) -> None:
     # The limits come from the values and from the bands within the runs: a band of no information may not squash them.
     bands = ends_Mx2[inside][np.isfinite(ends_Mx2[inside])]
     axes.set_ylim(*pad_log([1.0, *value_M, *bands, *(value for _, value in checked)], 0.08))
-    log_axis(axes, "y", f"Compute of {found.b.name} over {found.a.name}, at equal loss")
+    log_axis(axes, "y", f"Compute of {plain(found.b.name)} over {plain(found.a.name)}, at equal loss")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel(f"Loss ({found.a.table.unit})")
 

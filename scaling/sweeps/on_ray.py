@@ -21,13 +21,13 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from scaling.errors import InputError
 from scaling.files import write_text
 from scaling.specs import require
-from scaling.sweeps.ray_task import GRACE_SECONDS, free_address, run_cell
+from scaling.sweeps.ray_task import GRACE_SECONDS, free_address, group_options, lacking, run_cell, task_options
 from scaling.sweeps.tasks import (
     Event,
     OnEvent,
@@ -54,7 +54,6 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
 # Settings of the launcher that its cells take over; whatever else they need, the nodes have to have. The rest of the
 # environment, secrets among it, does not go through Ray.
 SETTINGS = ("JAX_", "XLA_", "LIBTPU_", "SCALING_", "OMP_NUM_THREADS")
-SLICE, HOST_OF_SLICE = "ray.io/tpu-slice-name", "ray.io/tpu-worker-id"  # labels that Ray gives to TPU hosts
 
 
 @dataclasses.dataclass
@@ -111,12 +110,12 @@ def run_ray(workdir: pathlib.Path, tasks: Sequence[Task], way: Way, on_event: On
 
     ray.init(way.ray_address, log_to_driver=False, logging_level="warning")
     shared = Shared(workdir.absolute(), workdir.absolute() / "ray" / f".{uuid.uuid4().hex}", way)
-    write_text(shared.mark, shared.mark.name)
+    write_text(shared.mark, "")
     try:
         if lack := lacking(way.ray_resources, [node["Resources"] for node in ray.nodes() if node["Alive"]]):
             print(f"Ray: {lack}; cells wait until one has", file=sys.stderr)  # a cluster that grows may get it yet
-        with _stop_asked() as stop:
-            return _drive(ray, shared, tasks, on_event, stop)
+        with _stop_asked() as stop, _ray_aside(shared.mark.with_name("cluster.log"), on_event) as tell:
+            return _drive(ray, shared, tasks, tell, stop)
     finally:
         shared.mark.unlink(missing_ok=True)
         ray.shutdown()
@@ -124,41 +123,39 @@ def run_ray(workdir: pathlib.Path, tasks: Sequence[Task], way: Way, on_event: On
 
 def _drive(ray: Any, shared: Shared, tasks: Sequence[Task], on_event: OnEvent, stop: threading.Event) -> bool:
     """Starts cells in their order and tells what becomes of them, until all are over or a stop is asked."""
-    way = shared.way
+    way, most = shared.way, shared.way.workers or len(tasks)
     due = dict.fromkeys(range(len(tasks)), 0.0)  # cells that wait, and from when on, by time.monotonic()
-    running: dict[int, Started] = {}
     tries = [0] * len(tasks)
+    running: dict[int, Started] = {}
     sightings = Sightings(way.care.stale_seconds)
     looked = time.monotonic()
-    while (due or running) and not stop.is_set():
-        for index in [index for index in sorted(due) if due[index] <= time.monotonic()]:
-            if len(running) >= (way.workers or len(tasks)):
-                break
-            if (event := _found(tasks[index])) is not None:
+    try:
+        while (due or running) and not stop.is_set():
+            for index in sorted(index for index in due if due[index] <= time.monotonic()):
+                if len(running) == most:
+                    break
                 del due[index]
+                if (event := _before(tasks[index], sightings)) is None:
+                    running[index] = _start(ray, tasks[index], shared)
+                    continue
+                if event["event"] == "progress":  # another launcher has it
+                    due[index] = time.monotonic() + LOOK_SECONDS
                 on_event(index, event)
-            elif not sightings.is_free(tasks[index].directory):  # another launcher is at it
-                due[index] = time.monotonic() + LOOK_SECONDS
-            else:
-                del due[index]
-                running[index] = _start(ray, tasks[index], shared)
-        stop.wait(POLL_SECONDS)
-        for index, codes in _ended(ray, running):
-            event = _event(tasks[index], codes)
-            if event["event"] == "failed":
-                event = after_failure(event, tries[index], way)
-            if event["event"] == "again":
-                tries[index] = event["tries"]
-                due[index] = time.monotonic() + pause(event["tries"], elsewhere=True)
-            elif event["event"] == "stopped":  # by its node, or another launcher has it
-                due[index] = time.monotonic() + LOOK_SECONDS
-            on_event(index, event)
-        if time.monotonic() - looked >= LOOK_SECONDS:
-            looked = time.monotonic()
-            for index in running:
-                task = tasks[index]
-                on_event(index, {"event": "progress", "done": steps_done(task.directory), "steps": task.steps})
-    _stop(ray, running, tasks, on_event)
+            stop.wait(POLL_SECONDS)
+            for index, codes in _ended(ray, running):
+                event = _after(tasks[index], codes, tries[index], way)
+                if event["event"] == "again":
+                    tries[index] = event["tries"]
+                    due[index] = time.monotonic() + pause(event["tries"], elsewhere=True)
+                elif event["event"] == "stopped":  # by its node, or another launcher was faster
+                    due[index] = time.monotonic() + LOOK_SECONDS
+                on_event(index, event)
+            if time.monotonic() - looked >= LOOK_SECONDS:
+                looked = time.monotonic()
+                for index in running:
+                    on_event(index, _progress(tasks[index]))
+    finally:
+        _stop(ray, running, tasks, tries, way, on_event)
     return not stop.is_set()
 
 
@@ -190,34 +187,6 @@ def _start(ray: Any, task: Task, shared: Shared) -> Started:
     return Started(refs, group)
 
 
-def task_options(resources: Mapping[str, float]) -> dict[str, Any]:
-    """What a process takes, as options of a Ray task: by default one CPU, no GPU."""
-    own = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
-    taken = {"CPU": 1, **resources}
-    options: dict[str, Any] = {own[name]: amount for name, amount in taken.items() if name in own}
-    return {**options, "resources": {name: amount for name, amount in taken.items() if name not in own}}
-
-
-def group_options(processes: int, resources: Mapping[str, float]) -> dict[str, Any]:
-    """The placement group of a cell of several processes, each a bundle: as close together as they fit.
-
-    Processes that take TPUs are a host each, of one slice that has this many, and in the order of its hosts.
-    """
-    options: dict[str, Any] = {"bundles": [{"CPU": 1, **resources}] * processes}
-    if not resources.get("TPU"):
-        return {**options, "strategy": "PACK"}
-    hosts = [{HOST_OF_SLICE: str(rank)} for rank in range(processes)]
-    return {**options, "topology_strategy": {SLICE: "STRICT_PACK"}, "bundle_label_selector": hosts}
-
-
-def lacking(resources: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> str:
-    """What no node has, of the resources of all nodes, busy or not; "" if one has what a process takes."""
-    taken = {"CPU": 1, **resources}
-    if any(all(node.get(name, 0) >= amount for name, amount in taken.items()) for node in nodes):
-        return ""
-    return "no node has " + ", ".join(f"{name}={amount:g}" for name, amount in taken.items())
-
-
 def _ended(ray: Any, running: dict[int, Started]) -> Iterator[tuple[int, list[int | str]]]:
     """Takes out the cells that have ended, all their processes, with the exit codes, or LOST or CANCELLED, by rank."""
     from ray.util.placement_group import remove_placement_group
@@ -244,6 +213,8 @@ def _code(ray: Any, ref: Any) -> int | str:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from None
+        if "No module named 'scaling" in str(error):
+            raise InputError("a Ray node has no `scaling`", do="install it on all, in the environment of Ray") from None
         raise
     except (
         ray.exceptions.NodeDiedError,
@@ -254,35 +225,46 @@ def _code(ray: Any, ref: Any) -> int | str:
         return LOST
 
 
-def _event(task: Task, codes: Sequence[int | str]) -> Event:
+def _before(task: Task, sightings: Sightings) -> Event | None:
+    """What is to be told of a cell instead of starting it: that another launcher has done it, or is at it, or that its
+    files are none. None if it is to be started."""
+    try:
+        if read_result(task.directory) is not None:
+            return {"event": "done"}
+        return None if sightings.is_free(task.directory) else _progress(task)
+    except InputError as error:
+        return failed(Failure("refused", str(error)))
+
+
+def _after(task: Task, codes: Sequence[int | str], tries: int, way: Way) -> Event:
     """What came of a cell, of the ends of its processes: the first that failed by itself tells why."""
     failures = [code for code in codes if code not in (0, LOST, CANCELLED)]
     try:
         if failures or all(code == 0 for code in codes):
-            return outcome(task.directory, failures[0] if failures else 0)
-        if (event := _found(task)) is not None:
-            return event
-        return failed(died(task.directory, LOST)) if LOST in codes else {"event": "stopped"}
+            event = outcome(task.directory, failures[0] if failures else 0)
+        elif read_result(task.directory) is not None:
+            event = {"event": "done"}
+        else:
+            event = failed(died(task.directory, LOST)) if LOST in codes else {"event": "stopped"}
     except InputError as error:
-        return failed(Failure("refused", str(error)))
+        event = failed(Failure("refused", str(error)))
+    return after_failure(event, tries, way) if event["event"] == "failed" else event
 
 
-def _found(task: Task) -> Event | None:
-    """What the files say of a cell before it is started: that it is done, or that its result is none."""
-    try:
-        return None if read_result(task.directory) is None else {"event": "done"}
-    except InputError as error:
-        return failed(Failure("refused", str(error)))
+def _progress(task: Task) -> Event:
+    return {"event": "progress", "done": steps_done(task.directory), "steps": task.steps}
 
 
-def _stop(ray: Any, running: dict[int, Started], tasks: Sequence[Task], on_event: OnEvent) -> None:
-    """Has the cells that run save and stop, in bounded time, and tells which of them got as far as their end."""
+def _stop(
+    ray: Any, running: dict[int, Started], tasks: Sequence[Task], tries: list[int], way: Way, on_event: OnEvent
+) -> None:
+    """Has the cells that run save and stop, in bounded time, and tells how each has ended."""
     _cancel(ray, [ref for cell in running.values() for ref in cell.refs])
     until = time.monotonic() + GRACE_SECONDS + END_SECONDS
     while running and time.monotonic() < until:
         time.sleep(POLL_SECONDS)
         for index, codes in _ended(ray, running):
-            on_event(index, _event(tasks[index], codes))
+            on_event(index, _after(tasks[index], codes, tries[index], way))
     _cancel(ray, [ref for cell in running.values() for ref in cell.refs], force=True)
 
 
@@ -302,3 +284,16 @@ def _stop_asked() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _ray_aside(log: pathlib.Path, on_event: OnEvent) -> Iterator[OnEvent]:
+    """While open, what Ray prints of its nodes (pages, when one is lost) goes to a file. Yields on_event, not aside."""
+    screen = sys.stdout
+
+    def tell(index: int, event: Event) -> None:
+        with contextlib.redirect_stdout(screen):
+            on_event(index, event)
+
+    with open(log, "a", encoding="utf-8") as words, contextlib.redirect_stdout(words):
+        yield tell

@@ -13,7 +13,6 @@ SIGINT and SIGTERM cancel the jobs: what waits at once, what runs when it has sa
 import contextlib
 import dataclasses
 import pathlib
-import re
 import shlex
 import shutil
 import signal
@@ -21,12 +20,13 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from scaling.errors import MENDED, InputError
 from scaling.files import read_json, write_json, write_text
 from scaling.specs import require
-from scaling.sweeps.slurm_job import STOP, ask, count_tries
+from scaling.sweeps.slurm_commands import STOP, array_size, cancel, queue_of
+from scaling.sweeps.slurm_job import count_tries
 from scaling.sweeps.tasks import (
     Event,
     OnEvent,
@@ -45,11 +45,8 @@ from scaling.training.failures import Failure
 
 POLL_SECONDS = 5.0
 FILES_SECONDS = 60.0  # from the end of a job until what it wrote is seen here: NFS keeps directories so long
-GRACE_SECONDS = 300.0  # between being asked to stop and being killed
 WARNING_SECONDS = 120  # before its time limit, a job is told to save
 OURS = ("array", "job-name", "output", "open-mode", "parsable", "wrap")  # options of sbatch that no flag may set
-
-Queue = dict[tuple[str, int], tuple[str, str]]  # (name, index) -> state and what is waited for
 
 
 @dataclasses.dataclass
@@ -80,7 +77,7 @@ def check() -> None:
         "--launcher=slurm: sbatch is not in PATH",
         "start it on a login node, or take --launcher=local",
     )
-    _array_size()
+    array_size()
 
 
 def run_slurm(workdir: pathlib.Path, tasks: Sequence[Task], way: Way, on_event: OnEvent) -> bool:
@@ -98,7 +95,7 @@ def run_slurm(workdir: pathlib.Path, tasks: Sequence[Task], way: Way, on_event: 
         folders = {job.folder for job in watched.values()}
         _follow(watched, way, on_event, asked)
         if asked:
-            _cancel(folders)
+            cancel(folders)
             for index, job in watched.items():
                 done = read_result(job.task.directory) is not None
                 on_event(index, {"event": "done" if done else "stopped"})
@@ -109,7 +106,7 @@ def _queued(workdir: pathlib.Path, tasks: Sequence[Task]) -> dict[int, Watched]:
     """Those tasks that an earlier launcher has submitted and SLURM still has. Raises InputError if it does not say."""
     folders = [path.parent for path in sorted((workdir / "slurm").glob("*/submission.json"))]
     folders = [folder for folder in folders if not (folder / STOP).exists()]
-    queue = _queue(folders)
+    queue = queue_of(folders)
     require(queue is not None, "squeue does not answer", "start this again when the controller is back")
     found = {
         run: Watched(tasks[0], folder, index)
@@ -126,7 +123,7 @@ def _queued(workdir: pathlib.Path, tasks: Sequence[Task]) -> dict[int, Watched]:
 def _submit(workdir: pathlib.Path, tasks: Sequence[Task], new: Sequence[int], way: Way) -> dict[int, Watched]:
     """Submits tasks of one number of processes, by their indices: an array, or several that wait for each other."""
     watched: dict[int, Watched] = {}
-    size, before = _array_size(), ""
+    size, before = array_size(), ""
     for start in range(0, len(new), size):
         part = new[start : start + size]
         folder, first = workdir / "slurm" / f"scaling-{uuid.uuid4().hex[:12]}", tasks[part[0]]
@@ -187,7 +184,7 @@ def _sbatch(command: list[str]) -> str:
 def _follow(watched: dict[int, Watched], way: Way, on_event: OnEvent, asked: list[int]) -> None:
     """Tells what happens to tasks, and drops those that are done or given up, until none is left or a stop is asked."""
     while watched and not asked:
-        queue = _queue({job.folder for job in watched.values()})
+        queue = queue_of({job.folder for job in watched.values()})
         for index, job in [] if queue is None else list(watched.items()):
             try:
                 event = _look(job, *queue.get((job.folder.name, job.index), ("", "")), way)
@@ -225,48 +222,6 @@ def _look(job: Watched, state: str, reason: str, way: Way) -> Event | None:
     if time.monotonic() - job.gone < FILES_SECONDS:
         return None
     return failed(died(job.task.directory, f"its job has ended without a word: {job.folder / f'{job.index}.log'}"))
-
-
-def _cancel(folders: Collection[pathlib.Path]) -> None:
-    """Ends all jobs of submissions: those that wait at once, those that run when they have saved, in bounded time."""
-    for folder in folders:
-        (folder / STOP).touch()
-        _scancel("--state=PENDING", f"--name={folder.name}")
-        _scancel("--batch", "--signal=TERM", f"--name={folder.name}")
-    until = time.monotonic() + GRACE_SECONDS
-    while time.monotonic() < until and _queue(folders) != {}:
-        time.sleep(1.0)
-    for folder in folders:
-        _scancel(f"--name={folder.name}")
-
-
-def _scancel(*options: str) -> None:
-    with contextlib.suppress(InputError):  # of a job that has just ended
-        ask("scancel", *options, patience=2)
-
-
-def _queue(folders: Collection[pathlib.Path]) -> Queue | None:
-    """What SLURM has of submissions; None if it does not answer, which says nothing about the jobs."""
-    if not folders:
-        return {}
-    names = ",".join(folder.name for folder in folders)
-    try:
-        return parse_queue(ask("squeue", "-h", "-r", f"--name={names}", "-o", "%j|%K|%T|%r", patience=2))
-    except InputError:
-        return None
-
-
-def parse_queue(text: str) -> Queue:
-    """Of the lines NAME|INDEX|STATE|REASON that squeue prints: (name, index) -> (state, reason)."""
-    fields = [line.split("|", 3) for line in text.splitlines()]
-    return {(name, int(index)): (state, reason) for name, index, state, reason in fields}
-
-
-def _array_size() -> int:
-    """The most tasks that an array may have. Raises InputError if the controller does not answer."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config", patience=2), re.MULTILINE)
-    require(found is not None, "scontrol show config tells no MaxArraySize")
-    return int(found[1])
 
 
 @contextlib.contextmanager

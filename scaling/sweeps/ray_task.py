@@ -1,7 +1,5 @@
-"""What a worker of Ray does for a process of a cell: starts it, waits for it, and dies with it.
-
-Nothing here imports Ray but where a worker of Ray is sure to run it.
-"""
+"""A process of a cell as a task of Ray: what it takes of a node, and what its worker does, which starts the process,
+waits for it, and takes it along when it dies."""
 
 import contextlib
 import os
@@ -11,12 +9,43 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from scaling.specs import require
 from scaling.sweeps.tasks import cell_environment
 
 GRACE_SECONDS = 60.0  # between being asked to stop and being killed: time for a step and a save
 POLL_SECONDS = 0.2
+SLICE, HOST_OF_SLICE = "ray.io/tpu-slice-name", "ray.io/tpu-worker-id"  # labels that Ray gives to TPU hosts
+
+
+def task_options(resources: Mapping[str, float]) -> dict[str, Any]:
+    """What a process takes, as options of a Ray task: by default one CPU, no GPU."""
+    own = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
+    taken = {"CPU": 1, **resources}
+    options: dict[str, Any] = {own[name]: amount for name, amount in taken.items() if name in own}
+    return {**options, "resources": {name: amount for name, amount in taken.items() if name not in own}}
+
+
+def group_options(processes: int, resources: Mapping[str, float]) -> dict[str, Any]:
+    """The placement group of a cell of several processes, each a bundle: as close together as they fit.
+
+    Processes that take TPUs are a host each, of one slice that has this many, and in the order of its hosts.
+    """
+    options: dict[str, Any] = {"bundles": [{"CPU": 1, **resources}] * processes}
+    if not resources.get("TPU"):
+        return {**options, "strategy": "PACK"}
+    hosts = [{HOST_OF_SLICE: str(rank)} for rank in range(processes)]
+    return {**options, "topology_strategy": {SLICE: "STRICT_PACK"}, "bundle_label_selector": hosts}
+
+
+def lacking(resources: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> str:
+    """What no node has, of the resources of all nodes, busy or not; "" if one has what a process takes."""
+    taken = {"CPU": 1, **resources}
+    if any(all(node.get(name, 0) >= amount for name, amount in taken.items()) for node in nodes):
+        return ""
+    return "no node has " + ", ".join(f"{name}={amount:g}" for name, amount in taken.items())
 
 
 def run_cell(command: list[str], mark: str, log: str, settings: dict[str, str], coordinator: str = "") -> int:

@@ -14,7 +14,7 @@ from scaling.sweeps.tasks import read_failure, read_result
 from scaling.sweeps.workdir import Sweep, run_directory, update
 from scaling.training.care import Care
 from scaling.training.claims import read_claim, seems_alive
-from scaling.training.records import attempt_folder, read_lines, records_of
+from scaling.training.records import read_lines, records_of
 
 CURVE_COLUMNS = ["run", "step", "N", "D", "C", "loss", "split"]
 TIMINGS = (
@@ -76,24 +76,21 @@ def cell_status(directory: pathlib.Path) -> tuple[str, str]:
     return ("missing", "") if failure is None else ("failed", failure.reason)
 
 
-def metrics_of(directory: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl: of the attempt that has recorded its result, else of the newest.
-
-    A process that was killed when it had just recorded the result has left them in the folder of its attempt.
-    """
-    folders = [records_of(directory)]
-    result = (read_result(directory) or {}) if cell_status(directory)[0] == "done" else {}
-    attempt = result.get("timing", {}).get("attempt")
-    if attempt is not None and folders[0] != directory:
-        folders = [attempt_folder(directory, attempt), directory]  # they may be moved up between two looks
-    return next((lines for folder in folders if (lines := read_lines(folder / "metrics.jsonl"))), [])
+def records(directory: pathlib.Path, name: str) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl or timing.jsonl, wherever they are now; none where result.json, which would
+    say so, cannot be read: `cell_status` tells of that."""
+    try:
+        folder = records_of(directory)
+    except InputError:
+        return []
+    return read_lines(folder / name) or read_lines(directory / name)  # it may have been moved up between two looks
 
 
 def curve(workdir: pathlib.Path, cell: Cell) -> list[dict[str, Any]]:
     """The held-out losses of a run on its way, as rows of curves.csv."""
     run = cell.run
     rows = []
-    for record in metrics_of(run_directory(workdir, cell.id)):
+    for record in records(run_directory(workdir, cell.id), "metrics.jsonl"):
         for split, values in record.get("eval", {}).items():
             counted = counts(run.model, run.data.sequence_length, record["tokens"])
             point = {"run": cell.id, "step": record["step"], "loss": values["loss"], "split": split}

@@ -27,13 +27,13 @@ import sys
 import time
 
 from scaling.command import AGAIN, DONE, FAILED
-from scaling.errors import SOON, InputError
+from scaling.errors import SOON
 from scaling.files import read_json
+from scaling.sweeps.slurm_commands import STOP, ask
 from scaling.sweeps.tasks import Event, outcome
 from scaling.sweeps.workdir import run_directory
 
 REPEAT_SECONDS = 5.0  # between signals to a step that may not have begun when the first was sent
-STOP = "stop"  # a file in the folder: nothing of this submission is to be started any more
 TERMINATED = (AGAIN, -signal.SIGTERM, 128 + signal.SIGTERM)
 
 
@@ -86,21 +86,6 @@ def is_again(event: Event, tries: pathlib.Path, retries: int) -> bool:
 def count_tries(tries: pathlib.Path) -> int:
     """How many failures such a file tells of."""
     return len(tries.read_text(encoding="utf-8").splitlines()) if tries.exists() else 0
-
-
-def ask(*command: str, patience: int = 5) -> str:
-    """What a command of SLURM prints. A busy controller does not answer at times: it is asked up to so often.
-
-    Raises InputError, with what SLURM says, if it does not come through.
-    """
-    for attempt in range(patience):
-        # A session of its own: Ctrl-C in a terminal is for the launcher to act on.
-        done = subprocess.run(command, capture_output=True, text=True, start_new_session=True)
-        if done.returncode == 0:
-            return done.stdout.strip()
-        if attempt < patience - 1:
-            time.sleep(2.0**attempt)
-    raise InputError(f"{command[0]}: {' '.join(done.stderr.split()) or f'it ended with {done.returncode}'}")
 
 
 def _run_step(command: list[str], job: str, asked: list[int]) -> int:

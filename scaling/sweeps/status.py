@@ -14,12 +14,11 @@ from scaling.models.counts import flops_per_token, parameters
 from scaling.runs import MAIN_SPLIT
 from scaling.specs import require
 from scaling.sweeps.cells import Cell
-from scaling.sweeps.results import cell_status, metrics_of
+from scaling.sweeps.results import cell_status, records
 from scaling.sweeps.tasks import read_failure, read_result
 from scaling.sweeps.workdir import Sweep, run_directory
 from scaling.training.claims import BEAT_SECONDS, Claim, read_claim, seems_alive
 from scaling.training.profiling import request_profile
-from scaling.training.records import read_lines, records_of
 
 RECENT_LINES = 10  # of timing.jsonl, over which the throughput of a running cell is taken
 PROFILED_STEPS = 5
@@ -45,8 +44,8 @@ def status_row(workdir: pathlib.Path, cell: Cell) -> dict[str, Any]:
     """
     run, directory = cell.run, run_directory(workdir, cell.id)
     status, reason = cell_status(directory)
-    metrics = metrics_of(directory)
-    timings = [{"step": 0, "seconds": {}}, *read_lines(records_of(directory) / "timing.jsonl")]
+    metrics = records(directory, "metrics.jsonl")
+    timings = [{"step": 0, "seconds": {}}, *records(directory, "timing.jsonl")]
     losses = [line["eval"][MAIN_SPLIT]["loss"] for line in metrics if "eval" in line]
     done = max((line["step"] for line in metrics), default=0)
     running = status == "running"

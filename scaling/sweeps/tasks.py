@@ -31,6 +31,7 @@ from scaling.training.records import attempt_folder, records_of
 ROOT = pathlib.Path(__file__).resolve().parents[2]  # where `python -m experiments.cell` finds its module
 LONGEST_PAUSE = 300.0
 ELSEWHERE_PAUSE = 5.0  # the least where a scheduler stands between: a node that is lost is not noticed at once
+_KIND_OF = {1: "bug", 2: "refused"}  # what a command that has left no word says by its exit code
 TAIL = 8192  # bytes of a metrics.jsonl that hold its last line, several times over
 
 
@@ -151,7 +152,7 @@ def outcome(directory: pathlib.Path, code: int) -> Event:
         return {"event": "stopped"}
     failure = read_failure(directory)
     told = failure is not None and failure.exit_code == code and (code != 75 or ended == "failed")
-    return failed(failure if told else died(directory, exit_words(code)))
+    return failed(failure if told else died(directory, exit_words(code), _KIND_OF.get(code, "killed")))
 
 
 def failed(failure: Failure) -> Event:
@@ -183,13 +184,13 @@ def read_failure(directory: pathlib.Path) -> Failure | None:
     return failure_from(read_json(path), str(path)) if path.exists() else None
 
 
-def died(directory: pathlib.Path, reason: str) -> Failure:
+def died(directory: pathlib.Path, reason: str, kind: str = "killed") -> Failure:
     """The failure of a cell whose process has ended without a word (kill -9, say), left in failure.json.
 
     Not where another attempt is under way since, or has recorded the result: then nothing is written.
     """
     claim = read_claim(directory)
-    failure = Failure("killed", reason, attempt=None if claim is None else claim.attempt)
+    failure = Failure(kind, reason, attempt=None if claim is None else claim.attempt)
     if not seems_alive(claim, float("inf")) and not (directory / "result.json").exists():
         write_json(directory / "failure.json", failure.to_json())
     return failure

@@ -19,12 +19,14 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
+
 from scaling.errors import BusyError, InputError, LostClaimError, RunFailedError, StoppedError
 from scaling.files import make_directory, read_json, write_json
 from scaling.runs import Placement, Run, run_to_dict
 from scaling.specs import to_dict
 from scaling.training import claims, hosts, records
-from scaling.training.failures import Failure, failure_of
+from scaling.training.failures import Failure, failure_from, failure_of
 
 
 class Attempt:
@@ -46,6 +48,13 @@ class Attempt:
         """Raises LostClaimError, on every process, if another has taken the run over. Asked before each save."""
         if not hosts.told(lambda: self._held.is_mine()):
             raise claims.lost(self.directory)
+
+    def is_taken_over(self) -> bool:
+        """Whether process 0 knows that another has the run; the others leave it to that one to say."""
+        try:
+            return self._held is not None and not self._held.is_mine()
+        except (OSError, ValueError):
+            return False  # a disk that is full or away: nobody knows
 
     def count(self, more: Callable[[], claims.Spent]) -> None:
         """Adds what this attempt spends, joules say, to the sums that its heartbeat writes."""
@@ -76,9 +85,18 @@ class Attempt:
         return hosts.told(recorded)
 
     def fail(self, failure: Failure) -> None:
-        """Leaves the reason of a failure, on process 0: in attempt.json, and in failure.json while the run is ours."""
+        """Leaves the reason of a failure: in attempt.json, and in failure.json while the run is ours.
+
+        One that a process but process 0 has alone is left beside attempt.json, where process 0, which only sees its
+        peer go, finds it.
+        """
         if self._held is None:
+            if failure.kind != "peer_lost":
+                write_json(self.folder / f"failure-{jax.process_index()}.json", failure.to_json())
             return
+        if failure.kind == "peer_lost":
+            told = sorted(self.folder.glob("failure-*.json"))
+            failure = failure_from(read_json(told[0]), str(told[0])) if told else failure
         facts = {"kind": failure.kind, "reason": failure.reason, "step": failure.step}
         try:
             self.tell(outcome="failed", **facts)
@@ -119,6 +137,9 @@ def begun(run: Run, placement: Placement, directory: pathlib.Path, stale_seconds
             attempt.tell(outcome="lost")
             raise
         except Exception as error:
+            if attempt.is_taken_over():  # then nothing that goes wrong here is a failure of the run
+                attempt.tell(outcome="lost")
+                raise claims.lost(directory) from error
             failure = failure_of(error, attempt.step, attempt.number)
             attempt.fail(failure)
             if failure.kind == "bug" or isinstance(error, InputError | RunFailedError | BusyError):

@@ -160,7 +160,7 @@ class Checkpoints:
             return None, None, page
         require(
             page["run"] == self._run_id,
-            f"is of another run, {page['run']}, and not of {self._run_id}",
+            f"is of another run, {page['run'][:80]!r}, and not of {self._run_id!r}",
             "give another --workdir, or move the folder away",
             str(folder),
         )
@@ -205,7 +205,8 @@ class Checkpoints:
         self.set_aside.append({"checkpoint": name_of(mark), "reason": reason})
         if not self._read_only:
             hosts.told(lambda: folders.rename_damaged(self._directory / name_of(mark)))
-        self._say(f"checkpoint {name_of(mark)} is {'passed over' if self._read_only else 'set aside'}: {reason}")
+        if hosts.writes():
+            self._say(f"checkpoint {name_of(mark)} is {'passed over' if self._read_only else 'set aside'}: {reason}")
 
     def _prune(self) -> None:
         """Removes what is not kept, and leftovers of killed saves; never what a later attempt than ours has made."""

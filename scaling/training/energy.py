@@ -115,7 +115,10 @@ def _open_nvml(hardware_ids: list[int]) -> Meter | None:
 
 
 def _nvml_handle(pynvml: Any, number: int) -> Any:
-    """NVML sees all GPUs of the host. CUDA_VISIBLE_DEVICES names those of this process, by number or UUID."""
+    """NVML sees all GPUs of the host. CUDA_VISIBLE_DEVICES names those of this process, by number or UUID.
+
+    Numbers mean the same to both where all GPUs are alike, or with CUDA_DEVICE_ORDER=PCI_BUS_ID.
+    """
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     name = visible[number] if visible else str(number)
     if name.isdecimal():

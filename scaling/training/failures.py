@@ -16,16 +16,18 @@ _ERRNOS = {
     errno.EPERM: "unwritable",
     errno.EROFS: "unwritable",
 }
-# What libraries say in errors of types that tell nothing: TensorStore and orbax of disks, XLA of devices and processes.
+# What libraries say in errors of types that tell nothing: TensorStore and orbax of disks, Gloo of processes, and XLA of
+# devices and processes.
 _WORDS = (
     ("No space left on device", "disk_full"),
     ("Disk quota exceeded", "disk_full"),
     ("Permission denied", "unwritable"),
     ("Read-only file system", "unwritable"),
+    ("Gloo", "peer_lost"),
 )
 _DEVICE_WORDS = (
     ("RESOURCE_EXHAUSTED", "out_of_memory"),
-    ("Gloo", "peer_lost"),
+    ("NCCL", "peer_lost"),
     ("coordination service", "peer_lost"),
     ("heartbeat", "peer_lost"),
     ("UNAVAILABLE", "peer_lost"),

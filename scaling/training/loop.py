@@ -78,7 +78,7 @@ def train(
 
     def check_texts() -> None:
         for name in run.stores:
-            hosts.told(lambda name=name: check(stores[name], verified or directory / "stores.json"))
+            hosts.first_alone(lambda name=name: check(stores[name], verified or directory / "stores.json"))
 
     windows, params, program = hosts.together(prepared)
     job = Job(run, placement, stores, directory, program, windows, params, care, say)
@@ -87,7 +87,8 @@ def train(
         if result is not None:  # by the one that was at it until now
             attempt.tell(outcome="not needed")
             return result
-        check_texts()
+        with watchdog.phase("compile"):  # which may take as long: a store that nobody has compared yet is read whole
+            check_texts()
         with jax.set_mesh(program.mesh):
             checkpoints = Checkpoints(directory / "checkpoints", run_id(run), attempt.number, care.keep_every, say=say)
             attempt.count(counter(list(program.mesh.devices.flat)))

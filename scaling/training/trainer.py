@@ -25,6 +25,7 @@ from scaling.training import hosts, profiling, records
 from scaling.training.attempts import Attempt
 from scaling.training.care import Care
 from scaling.training.checkpoints import Checkpoints
+from scaling.training.claims import lost
 from scaling.training.distribute import place_rows
 from scaling.training.divergence import History, after, divergence
 from scaling.training.evaluation import evaluate, row_multiple, rows_at_a_time
@@ -187,6 +188,9 @@ class Trainer:
                 self.clock = records.Clock(progress["seconds"])
                 self.history = History.from_json(progress["history"])
                 return start, state
+            # A woken owner that has recorded the result by now has moved its metrics away: nothing is wrong with them.
+            if hosts.told((self.directory / "result.json").exists):
+                raise lost(self.directory)
             self.checkpoints.mark_unusable(start, number, "its metrics.jsonl is not the one that it was saved with")
         return None
 

@@ -2,7 +2,8 @@
 
 It prints its address, and then does what it is told on standard input, a line a command: "replace K" kills node K, as a
 node that loses its power, and adds another. It ends when standard input does. The nodes say that they are the two hosts
-of one TPU slice, the second one first. A node that does not answer is given up after 3 s: Ray's own limit is 25 s.
+of one TPU slice, the second one first. A node that does not answer is given up after some seconds, by Ray's defaults
+after a minute.
 """
 
 import os

@@ -13,9 +13,10 @@ import pytest
 from scaling.errors import InputError
 from scaling.files import write_json
 from scaling.sweeps import on_ray, ray_task
-from scaling.sweeps.on_ray import CANCELLED, LOST, check, group_options, lacking, run_ray, task_options
-from scaling.sweeps.ray_task import run_cell
+from scaling.sweeps.on_ray import CANCELLED, LOST, check, run_ray
+from scaling.sweeps.ray_task import group_options, lacking, run_cell, task_options
 from scaling.sweeps.tasks import Task, Way
+from scaling.training.claims import Sightings
 from scaling.training.failures import Failure
 
 
@@ -55,16 +56,22 @@ def test_says_what_no_node_has():
     assert lacking({}, []) == "no node has CPU=1"
 
 
+def end(task, codes, tries=0, retries=0):
+    return on_ray._after(task, codes, tries, Way(retries=retries))
+
+
 def test_end_of_a_cell_whose_worker_was_lost(task):
-    event = on_ray._event(task, [LOST])
+    event = end(task, [LOST])
     assert (event["event"], event["kind"], event["retry"]) == ("failed", "killed", "soon")
+    assert end(task, [LOST], tries=1, retries=3)["event"] == "again"
+    assert end(task, [LOST], tries=3, retries=3)["event"] == "failed"
     assert LOST in event["reason"]
     write_json(task.directory / "result.json", {"run": "cell", "loss": 2.0})
-    assert on_ray._event(task, [LOST]) == {"event": "done"}
+    assert end(task, [LOST]) == {"event": "done"}
 
 
 def test_end_of_a_cell_that_was_cancelled_before_it_ran(task):
-    assert on_ray._event(task, [CANCELLED, CANCELLED]) == {"event": "stopped"}
+    assert end(task, [CANCELLED, CANCELLED]) == {"event": "stopped"}
     assert not (task.directory / "failure.json").exists()
 
 
@@ -72,13 +79,13 @@ def test_the_process_that_failed_by_itself_tells_why(task):
     """Of two, one ended by the end of the other, which Ray had to kill."""
     write_json(task.directory / "failure.json", Failure("diverged", "step 7: loss nan").to_json())
     for codes in ([3, LOST], [LOST, 3], [0, 3]):
-        event = on_ray._event(task, codes)
+        event = end(task, codes)
         assert (event["kind"], event["reason"], event["retry"]) == ("diverged", "step 7: loss nan", "never")
 
 
 def test_a_result_that_is_none_fails_its_cell_and_no_other(task):
     write_json(task.directory / "result.json", {"run": "another", "loss": 2.0})
-    for event in (on_ray._found(task), on_ray._event(task, [0]), on_ray._event(task, [LOST])):
+    for event in (on_ray._before(task, Sightings(60.0)), end(task, [0]), end(task, [LOST])):
         assert (event["event"], event["kind"]) == ("failed", "refused")
         assert "result.json" in event["reason"]
 

@@ -209,13 +209,13 @@ def test_a_cell_on_two_nodes(cluster, make_sweep, tasks_of, tmp_path, monkeypatc
     with two devices, so losses are equal but for rounding."""
     ours, twin = tmp_path / "slurm", tmp_path / "here"
     way = Way(care=CARE, retries=0, devices_per_process=1, sbatch=("nodes=2",))
-    (task,) = tasks = tasks_of(ours, make_sweep(ours, cells=1, steps=1500, devices=2), way)
+    (task,) = tasks = tasks_of(ours, make_sweep(ours, cells=1, steps=600, devices=2), way)
     assert task.processes == 2
     events = disturbed(ours, tasks, way, {0: tell_job})
     assert told(events, "done") == [0]
     assert outcomes(task.directory) == ["stopped", "recorded"]
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
-    trained_here(twin, tasks_of(twin, make_sweep(twin, cells=1, steps=1500, devices=2), Way()))
+    trained_here(twin, tasks_of(twin, make_sweep(twin, cells=1, steps=600, devices=2), Way()))
     ours_loss, twin_loss = (read_json(root / "runs" / task.run / "result.json")["loss"] for root in (ours, twin))
     assert ours_loss == pytest.approx(twin_loss, rel=1e-5)
     print(f"two nodes, stopped and resumed: loss {ours_loss!r}, by one process {twin_loss!r}")

@@ -14,8 +14,9 @@ import pytest
 from scaling.errors import NEVER, SOON, InputError
 from scaling.files import read_json, write_json
 from scaling.sweeps import on_slurm
-from scaling.sweeps.on_slurm import Watched, check, job_script, parse_queue, run_slurm, sbatch_command
-from scaling.sweeps.slurm_job import STOP, ask, is_again, step_command
+from scaling.sweeps.on_slurm import Watched, check, job_script, run_slurm, sbatch_command
+from scaling.sweeps.slurm_commands import STOP, ask, parse_queue
+from scaling.sweeps.slurm_job import is_again, step_command
 from scaling.sweeps.tasks import ROOT, Task, Way, cell_command
 from scaling.training.failures import Failure
 

@@ -17,7 +17,7 @@ import pytest
 from scaling.runs import DataSpec, ModelShape, OptimizerSpec, Run, ScheduleSpec, run_from_dict, run_id, run_to_dict
 from scaling.sweeps import launch, tasks
 from scaling.sweeps.launch import run_cells
-from scaling.sweeps.results import cell_status, metrics_of
+from scaling.sweeps.results import cell_status, records
 from scaling.sweeps.tasks import Task, Way
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -274,7 +274,7 @@ def test_a_launcher_that_is_killed_takes_its_workers_with_it(tmp_path, tiny_run,
         time.sleep(0.01)
     assert all(map(ended, children))
     assert cell_status(task.directory) == ("missing", "")
-    assert bool(metrics_of(task.directory)) == (when == "step")
+    assert bool(records(task.directory, "metrics.jsonl")) == (when == "step")
 
 
 FAKE = """

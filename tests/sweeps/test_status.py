@@ -7,6 +7,7 @@ import os
 import pathlib
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,9 +16,10 @@ import pandas as pd
 import pytest
 
 from scaling.errors import InputError
+from scaling.files import write_json
 from scaling.runs import DataSpec, ModelShape, OptimizerSpec, Run, ScheduleSpec
 from scaling.sweeps.cells import Cell
-from scaling.sweeps.status import ask_profile, duration, status_row, status_rows, status_text, time_left
+from scaling.sweeps.status import ask_profile, duration, notes, status_row, status_rows, status_text, time_left
 from scaling.sweeps.watch import ANALYSIS_SECONDS, is_over, watch
 from scaling.sweeps.workdir import Sweep, run_directory, save_sweep
 from scaling.training.claims import Sightings
@@ -156,10 +158,11 @@ def test_a_watch_that_is_no_terminal_prints_until_nothing_is_left(make_sweep, tm
     lines = capsys.readouterr().out.splitlines()
     assert "99 done, 1 failed; " in lines[0]
     assert lines[0].endswith("nothing left to run")
-    assert len(lines) == 4
+    assert lines[1] == "failed now: not_finite 1"
+    assert len(lines) == 5
     assert lines[-1] == f"failed: {sweep.cells[7].id}: step 7: loss nan"
     watch(tmp_path, 0.01, all_cells=True)
-    assert len(capsys.readouterr().out.splitlines()) == 103
+    assert len(capsys.readouterr().out.splitlines()) == 104
 
 
 def test_a_watch_sees_cells_end_and_cells_that_join(make_sweep, tmp_path, capsys, monkeypatch):
@@ -196,6 +199,88 @@ def test_a_watch_waits_for_the_run_that_tests_the_law_but_not_for_ever(make_swee
     os.utime(directory / "result.json", (old, old))
     assert is_over(tmp_path, sweep, table)
     assert not is_over(tmp_path, sweep, table.assign(status="missing"))
+
+
+def write_attempts(directory, *outcomes, **fields):
+    """attempt.json of attempts one after the other: (outcome, kind) each."""
+    for number, (outcome, kind) in enumerate(outcomes, 1):
+        values = {"attempt": number, "time": time.time() - 1800, "outcome": outcome, "kind": kind, **fields}
+        write_json(directory / "attempts" / str(number) / "attempt.json", values)
+
+
+def test_failures_are_counted_by_their_kinds(make_sweep, tmp_path):
+    """Over all attempts, those of cells that came through included; an attempt that ended without a word was killed,
+    unless it is under way. Besides, why cells have failed as they stand."""
+    running, done, diverged, new = make_sweep(4).cells
+    for cell in (running, done, diverged):
+        run_directory(tmp_path, cell.id).mkdir(parents=True)
+    for _ in range(3):
+        held = take(run_directory(tmp_path, running.id))
+        if held.attempt < 3:
+            held.release()
+    write_attempts(run_directory(tmp_path, running.id), ("failed", "disk_full"), ("stopped", None), (None, None))
+    write_attempts(run_directory(tmp_path, done.id), (None, None), (None, None), ("recorded", None))
+    write_result(run_directory(tmp_path, done.id))
+    write_attempts(run_directory(tmp_path, diverged.id), ("failed", "diverged"))
+    failure = Failure("diverged", "the loss rose").to_json()
+    write_json(run_directory(tmp_path, diverged.id) / "failure.json", failure)
+    table = pd.DataFrame([status_row(tmp_path, cell) for cell in (running, done, diverged, new)])
+    assert "failures: killed 2, disk_full 1, diverged 1; failed now: diverged 1" in notes(table)
+
+
+def test_throughput_is_told_of_what_runs(make_sweep, tmp_path):
+    """Three results within the half hour since the first attempt began are six an hour."""
+    sweep = make_sweep(5)
+    for cell in sweep.cells[:3]:
+        write_records(tmp_path, cell, [(1000, 0.1)], result=True)
+        write_attempts(run_directory(tmp_path, cell.id), ("recorded", None))
+    for cell in sweep.cells[3:]:
+        take(write_records(tmp_path, cell, [(100, 0.5)]))
+    table = status_rows(tmp_path, sweep)
+    rate = 2 * sweep.cells[0].flops / 1000 / 0.5
+    assert notes(table)[0] == f"at work on {socket.gethostname()} (2), {rate:.3g} FLOP/s, 6 cells an hour"
+    assert notes(table[:3]) == []
+
+
+def test_a_cell_slower_than_its_peers_is_told_with_both_numbers(make_sweep, tmp_path):
+    """Those on as many devices of the same kind, of a size within a factor of two: of three at 0.1 s a step, the fourth
+    takes 0.3 s; at 0.15 s it would do."""
+    sweep = make_sweep(6)
+    paces = {0: 0.1, 1: 0.1, 2: 0.1, 3: 0.3, 4: 0.001, 5: 0.001}
+    for index, pace in paces.items():
+        directory = write_records(tmp_path, sweep.cells[index], [(100, pace)])
+        take(directory)
+        write_attempts(directory, (None, None), device_kind="cpu" if index < 4 else "TPU v4", devices=2)
+    table = status_rows(tmp_path, sweep)
+    each = sweep.cells[0].flops / 1000 / 2
+    (slow,) = [line for line in notes(table) if line.startswith("slow")]
+    assert slow == (
+        f"slow: {sweep.cells[3].id}: {each / 0.3:.3g} FLOP/s a device on {socket.gethostname()}; the median of 3 cells "
+        f"like it is {each / 0.1:.3g}"
+    )
+    for changed in (
+        table.assign(flops_per_second=table["flops_per_second"].where(table.index != 3, 2 * each / 0.15)),
+        table.assign(N=table["N"].where(table.index != 3, 2.1 * table["N"][3])),
+        table.assign(devices=table["devices"].where(table.index != 3, 4)),
+        table.assign(device_kind=table["device_kind"].where(table.index != 3, "")),
+        table.drop(index=[1, 2]),
+    ):
+        assert not [line for line in notes(changed) if line.startswith("slow")]
+
+
+def test_a_silent_cell_is_told_with_its_host(make_sweep, tmp_path):
+    """Still running by its claim after 40 s, and free to be taken over after a minute; told until somebody does."""
+    (cell,) = make_sweep(1).cells
+    directory = write_records(tmp_path, cell, [(10, 0.5)])
+    take(directory)
+    claim = json.loads((directory / "claim.json").read_text())
+    for seconds, status in ((10, "running"), (40, "running"), (89, "missing")):
+        other = {**claim, "machine": "another", "host": "node7", "time": time.time() - seconds}
+        write_json(directory / "claim.json", other)
+        table = status_rows(tmp_path, Sweep(None, {}, (cell,), ()))
+        assert table["status"].tolist() == [status]
+        told = f"quiet: {cell.id}: no sign of life for {seconds} s on node7"
+        assert (told in notes(table)) == (seconds > 20)
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -227,7 +227,7 @@ def test_one_that_its_records_do_not_fit_is_set_aside(copy):
 
 
 def test_another_runs_are_refused(copy):
-    with pytest.raises(InputError, match="20-1: is of another run, the-run, and not of other"):
+    with pytest.raises(InputError, match="20-1: is of another run, 'the-run', and not of 'other'"):
         restored(copy, run="other")
     assert listed(copy) == ["10-1", "20-1"]
 
@@ -425,7 +425,7 @@ def test_two_processes_agree_on_what_one_of_them_cannot_read(tmp_path):
     errors = [process.communicate(timeout=240)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
     answers = [json.loads((tmp_path / f"a{rank}").read_text()) for rank in range(2)]
-    for found, said in answers:
+    for found, _ in answers:
         assert found == [[[3, True, {"rank": 0}, 1], ["4-1"]], [None, ["3-1"]]]
-        assert len(said) == 2
+    assert [len(said) for _, said in answers] == [2, 0]
     assert listed(tmp_path / "checkpoints") == ["damaged-3-1", "damaged-4-1"]

@@ -31,6 +31,7 @@ def caused_by(cause):
         (XlaRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), "out_of_memory", MENDED, 3),
         (MemoryError(), "out_of_memory", MENDED, 3),
         (XlaRuntimeError("UNKNOWN: [/gloo/transport/tcp/pair.cc] Gloo all-reduce failed"), "peer_lost", SOON, 75),
+        (ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"), "peer_lost", SOON, 75),
         (XlaRuntimeError("INTERNAL: CUDA_ERROR_ECC_UNCORRECTABLE"), "device", SOON, 75),
         (OSError(errno.ENOSPC, "No space left on device"), "disk_full", SOON, 75),
         (caused_by(OSError(errno.EDQUOT, "Disk quota exceeded")), "disk_full", SOON, 75),

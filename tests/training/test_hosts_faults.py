@@ -18,7 +18,7 @@ from scaling.training import hosts
 from scaling.training.watchdog import EXIT_CODE
 
 ROOT = pathlib.Path(__file__).parents[2]
-SLACK = 10.0  # seconds that a busy machine may add to any of this
+SLACK = 20.0  # seconds that a busy machine may add to any of this
 AGAIN = 75
 
 # argv: rank, coordinator, directory, fault, the rank that it befalls. What the errors of `together` and `told` are on

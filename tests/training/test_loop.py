@@ -271,7 +271,7 @@ def test_a_checkpoint_of_another_run_is_refused(run, stores, tmp_path):
     other = dataclasses.replace(run, seed=1)
     (tmp_path / "two").mkdir()
     (tmp_path / "one" / "checkpoints").rename(tmp_path / "two" / "checkpoints")
-    with pytest.raises(InputError, match=f"is of another run, {run_id(run)}, and not of {run_id(other)}"):
+    with pytest.raises(InputError, match=f"is of another run, '{run_id(run)}', and not of '{run_id(other)}'"):
         train(other, PLAIN, stores, tmp_path / "two")
     assert read_json(tmp_path / "two" / "failure.json")["kind"] == "refused"
 

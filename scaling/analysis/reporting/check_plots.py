@@ -20,6 +20,7 @@ from scaling.analysis.reporting.style import (
     WIDTH,
     figure,
     log_axis,
+    plain,
     ramp,
     symbol,
 )
@@ -115,7 +116,7 @@ def sensitivity_figure(rows: Sequence[dict[str, Any]], reported: dict[str, Any])
     for k, row in enumerate(rows):
         marker = MARKERS[kinds.index(row["what"]) % len(MARKERS)]
         axes.plot(row["a"], k, marker, ms=5.5, color=colours[row["what"]], mec="white", mew=0.5, zorder=3)
-    axes.set_yticks(range(len(rows)), [f"{row['what']}: {row['setting']}" for row in rows], fontsize=7.5)
+    axes.set_yticks(range(len(rows)), [plain(f"{row['what']}: {row['setting']}") for row in rows], fontsize=7.5)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color=FAINT, lw=0.5)

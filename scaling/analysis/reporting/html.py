@@ -9,12 +9,13 @@ from scaling.analysis.reporting.css import CSS
 
 
 def document(title: str, body: str) -> str:
-    """A whole page that fetches nothing and runs nothing."""
-    return (
+    """A whole page that fetches nothing and runs nothing. A name of a file that is no Unicode is shown with escapes."""
+    page = (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
         f"<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
+    return page.encode("utf-8", "backslashreplace").decode()
 
 
 def sections(parts: Sequence[tuple[str, str]]) -> str:
@@ -50,10 +51,9 @@ def inline_svg(text: str, name: str, label: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'(xlink:href="|url\()#', rf"\1#{name}-", text)
-    said = escape(label, quote=True)
-    return re.sub(
-        r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{said}">', text, count=1
-    )
+    said = escape(label, quote=True)  # by a function: in a template, backslashes of the label would mean something
+    head = re.compile(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>')
+    return head.sub(lambda found: f'<svg viewBox="{found[1]}" role="img" aria-label="{said}">', text, count=1)
 
 
 def figure(svg: str, name: str, caption: str, number: int | None = None) -> str:

@@ -103,6 +103,12 @@ def si(value: float, digits: int = 3) -> str:
     return f"{float(f'{value:.{digits}g}'):g}"
 
 
+def plain(text: str) -> str:
+    """A text of the user's for a figure: shown as it is, where $ would begin mathematics and an SVG file can hold no
+    control characters."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text).replace("$", r"\$")
+
+
 def symbol(name: str) -> str:
     """alpha_N -> its Greek letter with a subscript, R_D -> R with one, as mathematical text."""
     first, _, rest = name.partition("_")
