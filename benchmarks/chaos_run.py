@@ -34,6 +34,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 CHECKPOINT_SECONDS = 0.3
 CARE = f"checkpoint_seconds={CHECKPOINT_SECONDS:g},keep_every=5"
 STEPS = 2400
+MOST = STEPS // 12  # steps of a process that is to be killed at a random instant
 KILLS_A_RUN = 15  # of which one can come between its result and its metrics
 LONGEST = 300.0  # seconds that a process may take before it is said to hang
 FRESH = 0.02  # seconds since a checkpoint was committed, in which a kill counts as right after it
@@ -191,7 +192,7 @@ def aims(kills: int, luck: random.Random, start_up: float, training: float) -> I
     """When to kill: in random order, and at last those that only the end of a run offers.
 
     start_up, training: seconds of the twin until its first step, and in its steps. Random instants are uniform over the
-    start-up and a quarter of the training, so that the run has moved on by less than an eighth before each.
+    start-up and a quarter of the training.
     """
     ends = [in_evaluation(luck), before_publication][max(0, 2 - kills) :]
     aimed = [in_save(luck), after_commit, in_restore(luck)]
@@ -201,8 +202,8 @@ def aims(kills: int, luck: random.Random, start_up: float, training: float) -> I
 
 
 def at(seconds: float) -> Aim:
-    """An instant, counted from the start of the process."""
-    return lambda life: until(life, lambda: time.time() - life.started >= seconds)
+    """An instant, counted from the start of the process; earlier if that has moved on so far that it could end."""
+    return lambda life: until(life, lambda: time.time() - life.started >= seconds or steps_of(life) >= MOST, every=0.01)
 
 
 def in_save(luck: random.Random) -> Aim:

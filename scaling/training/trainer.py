@@ -192,6 +192,7 @@ class Trainer:
             if hosts.told((self.directory / "result.json").exists):
                 raise lost(self.directory)
             self.checkpoints.mark_unusable(start, number, "its metrics.jsonl is not the one that it was saved with")
+            del found, state  # so that two never take up memory at once
         return None
 
     def inherit(self, number: int, steps: int, evaluations_from: float = math.inf) -> int | None:

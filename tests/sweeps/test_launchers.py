@@ -96,7 +96,7 @@ def test_two_launchers_that_live_end_with_the_same_report(start, undisturbed, tm
 
 
 def test_a_cell_as_schedulers_start_it(start, undisturbed, tmp_path):
-    """From a sweep.json alone: trained once, left alone when it is done, and the same as a worker's; unknown: refused."""
+    """From a sweep.json alone: trained once, as by a worker, and left alone when it is done. Another is refused."""
     workdir = tmp_path / "sweep"
     workdir.mkdir()
     (workdir / "sweep.json").write_bytes((undisturbed / "sweep.json").read_bytes())
