@@ -8,7 +8,6 @@ say, not what was meant; then comes SIGKILL, to all of them.
 """
 
 import dataclasses
-import math
 import os
 import pathlib
 import random
@@ -31,7 +30,7 @@ from scaling.training.claims import read_claim
 from scaling.training.records import attempt_folder, read_lines, records_of
 
 ROOT = pathlib.Path(__file__).parents[1]
-CHECKPOINT_SECONDS = 0.3
+CHECKPOINT_SECONDS = 0.5
 CARE = f"checkpoint_seconds={CHECKPOINT_SECONDS:g},keep_every=5"
 STEPS = 2400
 MOST = STEPS // 12  # steps of a process that is to be killed at a random instant
@@ -108,7 +107,7 @@ def survive(kills: int, seed: int, workdir: pathlib.Path, say: Say = print) -> d
         "results_lost": sum(row["results_lost"] for row in runs),
         "recorded_twice": sum(row["recorded_twice"] for row in runs),
         **{
-            name: sum(row[name] * sum(row["where"].values()) for row in runs) / struck
+            name: sum(row[name] * sum(row["where"].values()) for row in runs) / max(struck, 1)
             for name in ("lost_seconds", "start_seconds", "again_seconds", "told_seconds")
         },
         "twin_seconds": statistics.mean(row["twin_seconds"] for row in runs),
@@ -160,21 +159,22 @@ def one_run(kills: int, luck: random.Random, command: list[str], twin_command: l
     """Kills one run so many times, or fewer if it has ended before, and compares it with its twin."""
     twin, directory = directory_of(twin_command), directory_of(command)
     undisturbed = lived(twin_command)
+    if undisturbed.fault:
+        raise RuntimeError(f"left alone, the run does not end well: {undisturbed.fault}")
     timing = read_json(twin / "result.json")["timing"]
     (first,) = attempts(twin)
     start_seconds = first["time"] - undisturbed.began
-    start_up = start_seconds + timing["compile_seconds"]
     lives = []
-    for aim in aims(kills, luck, start_up, timing["train_seconds"]):
+    for aim in aims(kills, luck, start_seconds, timing["train_seconds"]):
         lives.append(lived(command, aim))
         if not lives[-1].where:
             break
     if lives[-1].where:
         lives.append(lived(command))
-    faults = [life.fault for life in (undisturbed, *lives) if life.fault]
+    faults = [life.fault for life in lives if life.fault]
     count = sum(bool(life.where) for life in lives)
     result = directory / "result.json"
-    wall = read_json(result)["timing"]["wall_seconds"] if result.exists() else math.nan
+    wall = read_json(result if result.exists() else twin / "result.json")["timing"]["wall_seconds"]
     return {
         "where": Counter(life.where for life in lives if life.where),
         "differences": faults or differences(directory, twin),
@@ -188,15 +188,15 @@ def one_run(kills: int, luck: random.Random, command: list[str], twin_command: l
     }
 
 
-def aims(kills: int, luck: random.Random, start_up: float, training: float) -> Iterator[Aim]:
+def aims(kills: int, luck: random.Random, imports: float, training: float) -> Iterator[Aim]:
     """When to kill: in random order, and at last those that only the end of a run offers.
 
-    start_up, training: seconds of the twin until its first step, and in its steps. Random instants are uniform over the
-    start-up and a quarter of the training.
+    imports, training: seconds of the twin before it claims its run, and in its steps. Random instants are uniform over
+    the imports and a quarter of the training; what lies between, restoring and compiling, is short but for the first.
     """
     ends = [in_evaluation(luck), before_publication][max(0, 2 - kills) :]
     aimed = [in_save(luck), after_commit, in_restore(luck)]
-    others = [aimed[k // 2 % 3] if k % 2 else at(luck.uniform(0, start_up + training / 4)) for k in range(kills - 2)]
+    others = [aimed[k // 2 % 3] if k % 2 else at(luck.uniform(0, imports + training / 4)) for k in range(kills - 2)]
     luck.shuffle(others)
     return iter([*others, *ends])
 

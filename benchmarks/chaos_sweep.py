@@ -23,7 +23,7 @@ from scaling.training.claims import read_claim
 STALE_SECONDS = 2.0
 CARE = f"checkpoint_seconds=0.3,stale_seconds={STALE_SECONDS:g}"
 GONE_SECONDS = 2.0  # after which no worker of a launcher that was killed may be there
-TAKEN_SECONDS = 15.0  # to wait for a takeover while an owner is paused: the other launcher may have a cell to end first
+TAKEN_SECONDS = 20.0  # to wait for a takeover while an owner is paused: the other launcher may have a cell to end first
 BETWEEN = (0.5, 5.0)  # seconds between two disturbances
 
 Paused = list[tuple[pathlib.Path, int]]  # runs, and the attempts at them whose owners were paused and taken over

@@ -24,17 +24,15 @@ from ml_collections import config_flags
 
 from scaling import command
 from scaling.data.batches import Stores
-from scaling.errors import InputError
-from scaling.files import read_json
 from scaling.progress import progress_bar
-from scaling.runs import Placement, Run, run_from_dict, run_id
+from scaling.runs import Placement, Run, run_id
 from scaling.specs import require
 from scaling.sweeps.cells import continued_run, one_run
 from scaling.sweeps.config import one_config
 from scaling.sweeps.one_cell import stop_on_signals
 from scaling.sweeps.texts import find_stores, prepare_text, verify_stores
 from scaling.training.care import parse_care
-from scaling.training.planned import Planned, check_hardware, find_cell, hardware, planned_lines, read_plan
+from scaling.training.planned import Planned, check_hardware, find_cell, hardware, planned_lines, read_plan, read_run
 from scaling.training.trackers import check_trackers
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file of one run; its fields are --config.FIELD=.")
@@ -144,7 +142,7 @@ def _asked() -> Task:
         stores = find_stores(planned.run.stores, STORES.value)
         return Task(planned.run, planned.placement, stores, START.value or None, planned)
     if RUN.value is not None:
-        run = _read_run(RUN.value)
+        run = read_run(RUN.value)
         return Task(run, Placement(), find_stores(run.stores, STORES.value), START.value or None)
     config = one_config(command.config_values(CONFIG))
     text = prepare_text(config.data, STORES.value)
@@ -155,15 +153,6 @@ def _asked() -> Task:
     shape, content_id = read_header(config.start)
     print(f"starting from {config.start}: its shape is taken, config.size and config.model are not")
     return Task(continued_run(config, text, shape, content_id), config.placement, text.stores, config.start)
-
-
-def _read_run(path: str) -> Run:
-    values = read_json(path)
-    if isinstance(values, list):  # a next_run.json
-        values = next((entry["run"] for entry in values if isinstance(entry, dict) and entry.get("run")), None)
-        if values is None:
-            raise InputError("has no run: it was not made from a sweep, or none could be made", where=path)
-    return run_from_dict(values, path)
 
 
 def _summary(result: dict[str, Any]) -> str:

@@ -27,6 +27,9 @@ KINDS = {
 }
 
 
+LONGEST = 1000  # characters of a part of a message
+
+
 class ScalingError(Exception):
     """Base of all errors raised on purpose by this project."""
 
@@ -40,9 +43,17 @@ class InputError(ScalingError):
     """
 
     def __init__(self, what: str, where: str = "", do: str = ""):
-        self.what, self.where, self.do = what, where, do
+        what, where, do = self.what, self.where, self.do = tuple(_readable(str(part)) for part in (what, where, do))
         message = f"{where}: {what}" if where else what
         super().__init__(f"{message} ({do})" if do else message)
+
+
+def _readable(text: str) -> str:
+    """A part of a message, which may repeat what stands in a file: no longer than a person reads, and without what a
+    terminal would obey."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 4 :]}"
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 class BusyError(InputError):

@@ -36,15 +36,12 @@ CALLS = {
     "torch.load": ("weights_only", True),
     **dict.fromkeys(("pd.read_pickle", "pandas.read_pickle", "to_pickle", "yaml.load", "yaml.unsafe_load")),
     **dict.fromkeys(("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput")),
-    **dict.fromkeys(
-        ("pd.eval", "pandas.eval", "frame.eval", "frame.query", "importlib.import_module", "runpy.run_path")
-    ),
+    **dict.fromkeys(("pd.eval", "pandas.eval", "frame.eval", "importlib.import_module", "runpy.run_path")),
 }
-# What is allowed all the same. multiprocessing and concurrent.futures pickle too: functions and plain values, between a
-# process and those that it has just started, through a pipe that nobody else has. Nothing of it lies on a disk, and
-# nothing foreign comes in. Ray does the same on its own wires (scaling/sweeps/on_ray.py gives it plain strings). And
-# ml_collections runs the file of --config, which is a program of the user's, by design; no other file is run.
-ALLOWED: dict[str, set[str]] = {}
+# What is allowed. multiprocessing and concurrent.futures pickle too: functions and plain values, between a process and
+# those that it has just started, through a pipe that nobody else has. Nothing of it lies on a disk, and nothing foreign
+# comes in. Ray does the same on its own wires, to which scaling/sweeps/on_ray.py gives plain strings. And the file of
+# --config is run by ml_collections: it is a program of the user's, by design. No other file is run.
 
 
 def faults(tree: ast.AST) -> list[str]:
@@ -56,7 +53,7 @@ def faults(tree: ast.AST) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             found += [node.module] if (node.module or "").split(".")[0] in RUNNERS else []
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found += [name for name in names if name in CALLS or name == "yaml.load"]
+            found += [name for name in names if name in CALLS]
         elif isinstance(node, ast.Name) and node.id in BUILTINS:  # also where it is only handed on
             found.append(node.id)
         elif isinstance(node, ast.Call):
@@ -70,12 +67,8 @@ def _of_call(node: ast.Call) -> list[str]:
     if "shell" in given and ast.unparse(given["shell"]) != "False":
         return [f"{name} in a shell"]
     known = next((call for call in CALLS if name == call or name.endswith(f".{call}")), None)
-    if (
-        known is None
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr in ("query", "read_pickle", "to_pickle")
-    ):
-        return [f".{node.func.attr}"]
+    if known is None and name.rpartition(".")[2] in ("query", "read_pickle"):
+        return [name]
     if known is None:
         return []
     safe = CALLS[known]
@@ -129,21 +122,14 @@ def test_what_runs_nothing_is_let_be(text):
 def test_no_data_is_run_as_code():
     assert len(SOURCES) > 100
     found = {str(path.relative_to(ROOT)): set(faults(ast.parse(path.read_text(encoding="utf-8")))) for path in SOURCES}
-    assert {
-        name: each - ALLOWED.get(name, set()) for name, each in found.items() if each - ALLOWED.get(name, set())
-    } == {}
-    assert all(found[name] >= each for name, each in ALLOWED.items())  # an exception that nobody needs any more goes
+    assert {name: each for name, each in found.items() if each} == {}
 
 
 def test_requirements_have_upper_bounds():
     tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
     (call,) = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "setup")
     given = {keyword.arg: keyword.value for keyword in call.keywords}
-    lists = {
-        "": given["install_requires"],
-        **dict(zip(map(ast.literal_eval, given["extras_require"].keys), given["extras_require"].values, strict=True)),
-    }
-    required = {part: ast.literal_eval(node) for part, node in lists.items()}
+    required = {"": ast.literal_eval(given["install_requires"]), **ast.literal_eval(given["extras_require"])}
     assert len(required[""]) > 15
     assert {"test", "ray"} <= required.keys()
     unbounded = [text for texts in required.values() for text in texts if not re.search(r",<\d|==\d", text)]
@@ -200,8 +186,8 @@ def test_a_cell_asked_for_by_a_path_is_refused(tmp_path):
 
 
 def test_a_link_is_replaced_and_what_it_names_is_left(tmp_path):
-    """Of the links in a workdir: a folder may be one, to another disk say, and is followed. A file that is written whole
-    replaces a link of its name, so that nobody can place one to have another file overwritten."""
+    """Of the links in a workdir: a folder may be one, to another disk say, and is followed. A file that is written
+    whole replaces a link of its name, so that nobody can place one to have another file overwritten."""
     (tmp_path / "theirs").write_text("kept")
     (tmp_path / "sweep.json").symlink_to(tmp_path / "theirs")
     write_text(tmp_path / "sweep.json", "ours")
@@ -250,6 +236,12 @@ def check_page(page, times):
     assert found.text.count("<b onclick=x>&") >= times
     for svg in re.findall("<svg.*?</svg>", page, flags=re.DOTALL):
         assert "onclick" not in re.sub(r"<!--.*?-->|aria-label=\"[^\"]*\"", "", svg, flags=re.DOTALL)
+
+
+def test_a_page_that_escapes_nothing_is_seen():
+    for body in (EVIL, f'<p title="{EVIL}">', '<img src="x">', '<p onclick="x">'):
+        with pytest.raises(AssertionError):
+            check_page(document("", body), times=0)
 
 
 def table_of_evil(evil=EVIL):
@@ -336,15 +328,15 @@ CONFIG = """
 from scaling.sweeps.config import DataConfig, GridConfig, ModelConfig, SweepConfig, config_dict
 
 def get_config():
-    data = DataConfig("files:TEXT/*.txt", "bytes", 32, 8, validation_fraction=0.5, max_epochs=100.0)
-    grid = GridConfig((2e8, 4e8), 4, 2e8, 4e3, 0.0, 1.6, 2.6)
+    data = DataConfig("files:TEXT/*.txt", "bytes", 64, 16, validation_fraction=0.5, max_epochs=1000.0)
+    grid = GridConfig((2e10,), 4, 2e10, 17e3, 0.0, 1.6, 2.6)
     return config_dict(SweepConfig(data, "small", grid, model=ModelConfig(tied_embeddings=True), eval_points=2))
 """
 
 
 @pytest.mark.slow
 def test_secrets_of_the_environment_reach_no_file_and_no_output(tmp_path):
-    """A sweep, one cell of which fails (its directory is a file) and one of which crashes within JAX: what they leave."""
+    """Of a sweep whose workers all die at their start, and of the same again, whose cells are trained: what is left."""
     (tmp_path / "text").mkdir()
     rng = np.random.default_rng(0)
     for k in range(60):
@@ -369,9 +361,10 @@ def test_secrets_of_the_environment_reach_no_file_and_no_output(tmp_path):
             [*command, "--retries=0"], cwd=ROOT, capture_output=True, text=True, env=each, timeout=300
         )
         outputs.append(done.stdout + done.stderr)
-    assert done.returncode == 0, outputs[-1][-3000:]
+    results = pd.read_csv(tmp_path / "work" / "results.csv")  # four cells are too few to fit a law to
+    assert set(results["status"]) == {"done"}, outputs[-1][-3000:]
+    assert "error" in outputs[0] or "failed" in outputs[0]
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) > 50
-    assert {path for path in files if path.name in ("sweep.json", "result.json", "attempt.json", "report.html")}
+    assert {"sweep.json", "result.json", "attempt.json", "claim.json"} <= {path.name for path in files}
     assert [str(path) for path in files if MARK.encode() in path.read_bytes()] == []
     assert MARK not in "".join(outputs)

@@ -19,6 +19,7 @@ import pytest
 from scaling.files import read_json, write_json
 from scaling.models.counts import counts
 from scaling.runs import run_from_dict, run_id
+from scaling.training.failures import Failure
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -262,12 +263,13 @@ def stopped(smoke, tmp_path):
     results = pd.read_csv(workdir / "results.csv")
     *_, failed, longest = results[results["role"] == "grid"].sort_values("steps")["run"]
     (workdir / "runs" / failed / "result.json").unlink()
-    write_json(workdir / "runs" / failed / "failure.json", {"reason": "step 7: loss nan", "step": 7, "final": True})
+    failure = Failure("not_finite", "step 7: loss nan", step=7)
+    write_json(workdir / "runs" / failed / "failure.json", failure.to_json())
     shutil.rmtree(workdir / "runs" / longest)
     arguments = ["experiments.sweep", "--config=experiments/configs/smoke.py", f"--workdir={workdir}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, "-m", *arguments], cwd=ROOT, env=environment(smoke.stores), **pipes)
-    metrics, deadline = workdir / "runs" / longest / "metrics.jsonl", time.monotonic() + 120
+    metrics, deadline = workdir / "runs" / longest / "attempts" / "1" / "metrics.jsonl", time.monotonic() + 120
     while not metrics.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -282,8 +284,8 @@ def test_exit_75_when_stopped_and_3_when_a_cell_failed(smoke, stopped):
     assert errors.splitlines()[-1].startswith("stopped: ")
     assert not (workdir / "runs" / longest / "result.json").exists()
     steps = read_json(workdir / "runs" / longest / "run.json")["steps"]
-    saved = [int(path.name) for path in (workdir / "runs" / longest / "checkpoints").iterdir() if path.name.isdigit()]
-    assert 0 < max(saved) < steps
+    saved = [path.name.split("-") for path in (workdir / "runs" / longest / "checkpoints").iterdir()]
+    assert 0 < max(int(step) for step, attempt in saved) < steps
     status = smoke.command("tools.status", f"--workdir={workdir}")
     assert "7 done, 1 failed, 1 missing; nothing is running" in status.stdout
     assert f"failed: {failed}: step 7: loss nan" in status.stdout

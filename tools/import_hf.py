@@ -11,6 +11,7 @@ import pathlib
 from absl import flags
 
 from scaling import command
+from scaling.specs import located
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Directory of the checkpoint.", required=True)
 OUT = flags.DEFINE_string("out", None, "Directory of the parameters; it must not exist.", required=True)

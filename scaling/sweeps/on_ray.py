@@ -153,7 +153,8 @@ def _drive(ray: Any, shared: Shared, tasks: Sequence[Task], on_event: OnEvent, s
             if time.monotonic() - looked >= LOOK_SECONDS:
                 looked = time.monotonic()
                 for index in running:
-                    on_event(index, _progress(tasks[index]))
+                    with contextlib.suppress(InputError):  # of a file that is none: the cell itself will say so
+                        on_event(index, _progress(tasks[index]))
     finally:
         _stop(ray, running, tasks, tries, way, on_event)
     return not stop.is_set()

@@ -31,6 +31,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from scaling.errors import BusyError, InputError, LostClaimError
+from scaling.files import parse_json
+from scaling.specs import from_dict, settle
 
 CLAIM = "claim.json"
 BEAT_SECONDS = 5.0  # between heartbeats, at most: four are to fit into the time after which a claim is stale
@@ -52,6 +54,9 @@ class Claim:
     time: float  # of the owner's clock, to show; nothing is decided by it
     spent: Spent
     released: bool = False
+
+    def __post_init__(self) -> None:
+        settle(self, "claim")
 
 
 class Sightings:
@@ -241,20 +246,18 @@ def _read_bytes(path: pathlib.Path) -> bytes | None:
 
 def _parse(content: bytes, path: pathlib.Path) -> Claim:
     try:
-        claim = Claim(**json.loads(content))
-        numbers = (claim.attempt, claim.beat, claim.time, *claim.spent.values())
-        if not all(isinstance(number, int | float) for number in numbers):
-            raise TypeError("a number is none")
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"not a claim: {error}", str(path), "remove the file if nothing trains this run") from None
-    return claim
+        return from_dict(Claim, parse_json(content, str(path)))
+    except InputError as error:
+        do = "remove the file if nothing trains this run"
+        raise InputError(f"not a claim: {error.what}", str(path), do) from None
 
 
 def _is_gone(claim: Claim) -> bool:
     """Whether the owner is known to have ended: it was on this machine, in this view of its processes."""
-    if claim.machine != _machine() or not claim.process:
+    number = claim.process.partition(" ")[0]
+    if claim.machine != _machine() or not (number.isdecimal() and len(number) < 20):
         return False
-    return _process(int(claim.process.partition(" ")[0])) != claim.process
+    return _process(int(number)) != claim.process
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from typing import Any
 
 from scaling.data.storage import StorageError
 from scaling.errors import KINDS, BusyError, InputError, RunFailedError
+from scaling.specs import from_dict, require, settle, shown
 
 _ERRNOS = {
     errno.ENOSPC: "disk_full",
@@ -45,6 +46,10 @@ class Failure:
     attempt: int | None = None
     host: str = dataclasses.field(default_factory=socket.gethostname)
 
+    def __post_init__(self) -> None:
+        settle(self, "failure")
+        require(self.kind in KINDS, f"failure.kind={shown(self.kind)} is unknown")
+
     @property
     def retry(self) -> str:
         """NEVER, MENDED or SOON."""
@@ -63,10 +68,12 @@ class Failure:
 def failure_from(values: Any, where: str) -> Failure:
     """The failure that a failure.json holds. Raises InputError for anything else."""
     names = {field.name for field in dataclasses.fields(Failure)}
-    known = isinstance(values, dict) and values.get("kind") in KINDS and isinstance(values.get("reason"), str)
-    if not known:
-        raise InputError("not a failure as this version writes it", where, "remove the file: the cell is then missing")
-    return Failure(**{name: value for name, value in values.items() if name in names})
+    said = {name: value for name, value in values.items() if name in names} if isinstance(values, dict) else {}
+    try:
+        return from_dict(Failure, said)
+    except InputError as error:
+        fault = f"not a failure as this version writes it: {error.what}"
+        raise InputError(fault, where, "remove the file: the cell is then missing") from None
 
 
 def failure_of(error: BaseException, step: int | None = None, attempt: int | None = None) -> Failure:

@@ -13,7 +13,8 @@ from typing import Any
 import google_crc32c
 
 from scaling.errors import InputError
-from scaling.files import read_json, write_json
+from scaling.files import parse_json, read_bytes, read_json, write_json
+from scaling.specs import require, shown
 
 
 def attempt_folder(directory: pathlib.Path, number: int) -> pathlib.Path:
@@ -61,14 +62,14 @@ def up_to(path: pathlib.Path, steps: int, evaluations_from: float = math.inf) ->
     """The lines of a .jsonl file that stand: up to `steps`, without evaluations from a step on, and without a last line
     that a kill broke."""
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
         try:
-            record = json.loads(line)
-            past = record["step"] > steps or ("eval" in record and record["step"] >= evaluations_from)
-        except ValueError:
+            record = _record(line, path)
+        except InputError:
             break  # only the last line can be half-written
-        if not past and line.endswith("\n"):
-            kept.append(line)
+        past = record["step"] > steps or ("eval" in record and record["step"] >= evaluations_from)
+        if not past and line.endswith(b"\n"):
+            kept.append(line.decode())
     return "".join(kept)
 
 
@@ -94,11 +95,16 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """All whole lines of a .jsonl file, [] if there is none. A last line without its end is still being written."""
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    try:
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    except ValueError as error:
-        raise InputError(f"a line is not JSON: {error}", where=str(path)) from None
+    content = read_bytes(path)
+    return [_record(line, path) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+
+
+def _record(line: bytes, path: pathlib.Path) -> dict[str, Any]:
+    """A line of a .jsonl file: an object with its step. Raises InputError for anything else."""
+    record = parse_json(line, f"{path}: a line")
+    known = isinstance(record, dict) and type(record.get("step")) is int
+    require(known, f"a line is no record of a step: {shown(record)}", where=str(path))
+    return record
 
 
 class Clock:
