@@ -40,6 +40,9 @@ def lines(row: dict[str, Any]) -> list[str]:
     """What came of it, in words."""
     told = [f"{row['kills']} disturbances:", *(f"{count:5} {where}" for where, count in row["where"].items())]
     told.append(f"results lost {row['results_lost']}, recorded twice {row['recorded_twice']}")
+    if "woken" in row:
+        ended = ", ".join(f"{count} {outcome}" for outcome, count in row["woken"].items())
+        told.append(f"of the owners that were paused, {row['taken_over']} were taken over; their attempts: {ended}")
     if "lost_seconds" in row:
         rest = row["lost_seconds"] - row["start_seconds"] - row["again_seconds"]
         told.append(

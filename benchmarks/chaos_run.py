@@ -198,6 +198,8 @@ def aims(kills: int, luck: random.Random, imports: float, training: float) -> It
     aimed = [in_save(luck), after_commit, in_restore(luck)]
     others = [aimed[k // 2 % 3] if k % 2 else at(luck.uniform(0, imports + training / 4)) for k in range(kills - 2)]
     luck.shuffle(others)
+    if after_commit in others:  # early, so that there is something to restore
+        others.insert(1, others.pop(others.index(after_commit)))
     return iter([*others, *ends])
 
 

@@ -69,11 +69,11 @@ def main(argv: list[str]) -> int:
     check_engine(way)
     check_variants(config)  # before the text is tokenised, which may take hours
     texts = prepare_texts(config, STORES.value)
-    if not (workdir / "sweep.json").exists():
-        verify_stores(all_stores(texts))
+    begins = not (workdir / "sweep.json").exists()
+    verified = verify_stores(all_stores(texts)) if begins else []
     if plan:
         print(_planned_line(plan, config, texts))
-    study = run_study(config, texts, workdir, way, REFINE.value)
+    study = run_study(config, texts, workdir, way, REFINE.value, verified)
     print(*study.said, sep="\n")
     print(f"report: {study.report}")
     for cell, reason in study.failed:

@@ -30,7 +30,7 @@ from scaling.specs import require
 from scaling.sweeps.cells import continued_run, one_run
 from scaling.sweeps.config import one_config
 from scaling.sweeps.one_cell import stop_on_signals
-from scaling.sweeps.texts import find_stores, prepare_text, verify_stores
+from scaling.sweeps.texts import find_stores, prepare_text
 from scaling.training.care import parse_care
 from scaling.training.planned import Planned, check_hardware, find_cell, hardware, planned_lines, read_plan, read_run
 from scaling.training.trackers import check_trackers
@@ -78,9 +78,9 @@ def main(argv: list[str]) -> None:
 
         hosts.connect(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)
         with hosts.leaving():
-            result = _train(hosts.first_alone(lambda: _task(workdir, verified=hosts.writes())), workdir)
+            result = _train(hosts.first_alone(_task), workdir)
     else:
-        result = _train(_task(workdir, verified=True), workdir)
+        result = _train(_task(), workdir)
     if result is not None:
         print(_summary(result))
 
@@ -128,15 +128,8 @@ def _train(task: Task, workdir: pathlib.Path) -> dict[str, Any] | None:
     return result if hosts.writes() else None
 
 
-def _task(workdir: pathlib.Path, verified: bool) -> Task:
-    """What the flags ask for. verified: of a new run, whether to compare its stores with their checksums."""
-    task = _asked()
-    if verified and not (workdir / "run.json").exists():
-        verify_stores(task.stores)
-    return task
-
-
-def _asked() -> Task:
+def _task() -> Task:
+    """What the flags ask for."""
     if PLAN.value is not None:
         planned = find_cell(read_plan(PLAN.value), CELL.value, PLAN.value)
         stores = find_stores(planned.run.stores, STORES.value)

@@ -32,7 +32,7 @@ from scaling.sweeps.grid import make_grid
 from scaling.sweeps.refine import Found, second_pass
 from scaling.sweeps.results import collect, totals
 from scaling.sweeps.tasks import Way
-from scaling.sweeps.texts import Texts
+from scaling.sweeps.texts import Texts, remember_verified
 from scaling.sweeps.vary import Variant, label
 from scaling.sweeps.workdir import Sweep, add_cells, rule_of, write_sweep
 from scaling.tuned import tunes_rates, write_tuning
@@ -62,11 +62,13 @@ def run_study(
     workdir: pathlib.Path,
     way: Way,
     refine: bool = False,
+    verified: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> Study:
     """Runs what is not done yet of a sweep, analyses it, puts its law to the test, and reports.
 
-    refine: after what the config asks for, adds a second pass around the optima that were found. say: told in a line
+    refine: after what the config asks for, adds a second pass around the optima that were found. verified: the stores
+    that were just compared with their checksums, which the cells then need not be. say: told in a line
     what comes next, where it takes time.
     Raises InputError if the config, the stores and the directory do not fit, before anything is written, or if too few
     cells came through for a law; RunFailedError if none did; StoppedError if it was asked to stop.
@@ -78,6 +80,8 @@ def run_study(
     for cell in cells:
         config.placement.check(cell.run)
     sweep = write_sweep(workdir, config, texts, cells, dropped)
+    if verified:
+        remember_verified(workdir, verified)
     sizes = ", ".join(f"{store.source} ({store.splits['train'].tokens:,})" for store in all_stores(texts).values())
     say(f"{len(sweep.grid)} cells, {len(dropped)} dropped; texts (training tokens): {sizes}")
     failed = tuple(execute(workdir, sweep, sweep.grid, way))

@@ -294,6 +294,7 @@ def test_the_command_says_what_it_did_and_what_differs():
     said = chaos.lines(ROWS["run"])
     assert said[1] == "   20 while restoring"
     assert said[-1] == "all as it would have been"
+    assert "of the owners that were paused, 2 were taken over; their attempts: 2 lost" in chaos.lines(ROWS["sweep"])
     assert chaos.lines({**ROWS["sweep"], "differences": ["one", "two"]})[-2:] == ["DIFFERENT: one", "DIFFERENT: two"]
 
 

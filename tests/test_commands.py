@@ -166,6 +166,7 @@ def test_an_argument_without_a_flag_is_refused(refused, module):
     needed = {
         "experiments.sweep": ["--workdir=w"],
         "experiments.train": ["--workdir=w"],
+        "experiments.cell": ["--workdir=w", "--cell=c"],
         "tools.status": ["--workdir=w"],
         "tools.analyze": ["--runs=r", "--out=o"],
         "tools.compare": ["--a=a", "--b=b", "--out=o"],
@@ -439,7 +440,11 @@ def test_a_plan_of_another_sweep_is_refused(run, refused, tmp_path):
 
 @pytest.mark.parametrize(
     ("flag", "fault"),
-    [("--workers=0", "workers=0"), ("--workers=two", "workers=two"), ("--launcher=cloud", "should be one of <local>")],
+    [
+        ("--workers=0", "workers=0"),
+        ("--workers=two", "workers=two"),
+        ("--launcher=cloud", "should be one of <local|slurm|ray>"),
+    ],
 )
 def test_a_wrong_flag_value_is_named(refused, tmp_path, flag, fault):
     assert fault in refused("experiments.sweep", SMOKE, f"--workdir={tmp_path}/w", flag)

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Iterable
 
 from scaling.data import storage
 from scaling.data.store_build import shard_name, tokenizer_file
@@ -48,7 +49,19 @@ def check(store: TokenStore, verified: pathlib.Path) -> None:
         raise _changed(store, f"{error.filename}: no such file") from None
     if found.content_id != store.content_id:
         raise _changed(store, f"{store.path}: another store is there, of content id {found.content_id}")
-    write_json(verified, sorted({*_seals(verified), seal}))
+    remember([seal], verified)
+
+
+def verify(store: TokenStore) -> str:
+    """Compares a store with its checksums, and returns what `remember` keeps of it. Raises as `open_store`."""
+    seal = _seal(store, stamp(store))
+    open_store(store.path, verify=True)
+    return seal
+
+
+def remember(seals: Iterable[str], verified: pathlib.Path) -> None:
+    """Adds to the JSON file of what was compared."""
+    write_json(verified, sorted({*_seals(verified), *seals}))
 
 
 def stamp(store: TokenStore) -> list[Stamp]:

@@ -23,10 +23,10 @@ import uuid
 from collections.abc import Iterator, Sequence
 
 from scaling.errors import MENDED, InputError
-from scaling.files import read_json, write_json, write_text
+from scaling.files import write_json, write_text
 from scaling.specs import require
 from scaling.sweeps.slurm_commands import STOP, array_size, cancel, queue_of
-from scaling.sweeps.slurm_job import count_tries
+from scaling.sweeps.slurm_job import count_tries, runs_of
 from scaling.sweeps.tasks import (
     Event,
     OnEvent,
@@ -94,12 +94,12 @@ def run_slurm(workdir: pathlib.Path, tasks: Sequence[Task], way: Way, on_event: 
             watched |= _submit(workdir, tasks, new, way)
         folders = {job.folder for job in watched.values()}
         _follow(watched, way, on_event, asked)
-        if asked:
+        if watched:  # a stop was asked
             cancel(folders)
             for index, job in watched.items():
                 done = read_result(job.task.directory) is not None
                 on_event(index, {"event": "done" if done else "stopped"})
-        return not asked
+        return not watched
 
 
 def _queued(workdir: pathlib.Path, tasks: Sequence[Task]) -> dict[int, Watched]:
@@ -111,7 +111,7 @@ def _queued(workdir: pathlib.Path, tasks: Sequence[Task]) -> dict[int, Watched]:
     found = {
         run: Watched(tasks[0], folder, index)
         for folder in folders
-        for index, run in enumerate(read_json(folder / "submission.json")["runs"])
+        for index, run in enumerate(runs_of(folder))
         if (folder.name, index) in queue
     }
     watched = {i: dataclasses.replace(found[task.run], task=task) for i, task in enumerate(tasks) if task.run in found}

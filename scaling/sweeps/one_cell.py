@@ -12,6 +12,7 @@ from scaling.errors import BusyError, LostClaimError, StoppedError
 from scaling.files import read_json, write_json
 from scaling.runs import Placement, run_from_dict
 from scaling.specs import from_dict
+from scaling.sweeps.texts import VERIFIED
 from scaling.training.care import parse_care
 from scaling.training.claims import read_claim, seems_alive
 from scaling.training.failures import failure_of
@@ -57,6 +58,7 @@ def train_cell(
             profile_steps=item["profile_steps"],
             say=say,
             care=parse_care(item["care"]),
+            verified=directory.parents[1] / VERIFIED,
         )
 
 

@@ -131,7 +131,7 @@ def _row(workdir: pathlib.Path, cell: Cell) -> dict[str, Any]:
         "depth": run.model.n_layers,
         **({"n_experts": run.model.n_experts} if run.model.n_experts else {}),
         "peak_lr": run.optimizer.peak_lr,
-        **{name: result.get("timing", {}).get(name) for name in TIMINGS},
+        **{name: result.get("timing", {}).get("attempt" if name == "attempts" else name) for name in TIMINGS},
     }
 
 

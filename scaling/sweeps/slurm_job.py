@@ -28,7 +28,8 @@ import time
 
 from scaling.command import AGAIN, DONE, FAILED
 from scaling.errors import SOON
-from scaling.files import read_json
+from scaling.files import check_name, read_json
+from scaling.specs import require
 from scaling.sweeps.slurm_commands import STOP, ask
 from scaling.sweeps.tasks import Event, outcome
 from scaling.sweeps.workdir import run_directory
@@ -38,6 +39,7 @@ TERMINATED = (AGAIN, -signal.SIGTERM, 128 + signal.SIGTERM)
 
 
 def main() -> int:
+    """Runs the cell, and returns the exit code of the job, if SLURM has not ended it to start it again."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=pathlib.Path, required=True)
     parser.add_argument("--retries", type=int, required=True)
@@ -46,7 +48,7 @@ def main() -> int:
     arguments = parser.parse_args()
     folder, index = arguments.folder, int(os.environ["SLURM_ARRAY_TASK_ID"])
     job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{index}"
-    run = read_json(folder / "submission.json")["runs"][index]
+    run = runs_of(folder)[index]
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     if (folder / STOP).exists():
@@ -85,7 +87,16 @@ def is_again(event: Event, tries: pathlib.Path, retries: int) -> bool:
 
 def count_tries(tries: pathlib.Path) -> int:
     """How many failures such a file tells of."""
-    return len(tries.read_text(encoding="utf-8").splitlines()) if tries.exists() else 0
+    return tries.read_bytes().count(b"\n") if tries.exists() else 0
+
+
+def runs_of(folder: pathlib.Path) -> list[str]:
+    """The runs of a submission, by their index in the array. Raises InputError for a file that holds none."""
+    path = folder / "submission.json"
+    values = read_json(path)
+    runs = values.get("runs") if isinstance(values, dict) else None
+    require(isinstance(runs, list), "is no submission", "remove its folder: its cells are submitted again", str(path))
+    return [check_name(run, str(path)) for run in runs]
 
 
 def _run_step(command: list[str], job: str, asked: list[int]) -> int:

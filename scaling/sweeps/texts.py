@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from scaling.command import default_stores
+from scaling.data import store_check
 from scaling.data.batches import Stores
 from scaling.data.sources import open_source
 from scaling.data.storage import as_root, is_remote
@@ -16,6 +17,8 @@ from scaling.files import Path, read_json
 from scaling.runs import Component, DataSpec, EvalSet
 from scaling.sweeps.config import DataConfig, OneConfig, SweepConfig
 from scaling.sweeps.variants import varied_config
+
+VERIFIED = "stores.json"  # in a sweep's directory: which stores were compared with their checksums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,13 +130,17 @@ def find_stores(content_ids: Sequence[str], stores_dir: Path) -> Stores:
     return found
 
 
-def verify_stores(stores: Stores) -> None:
-    """Checks every checksum, once when a sweep or a run begins: a damaged text would spoil all of it.
+def verify_stores(stores: Stores) -> list[str]:
+    """Checks every checksum, once when a sweep begins: a damaged text would spoil all of it.
 
-    Raises InputError as `open_store` does.
+    Returns what scaling.data.store_check remembers of it. Raises InputError as `open_store` does.
     """
-    for store in stores.values():
-        open_store(store.path, verify=True)
+    return [store_check.verify(store) for store in stores.values()]
+
+
+def remember_verified(workdir: pathlib.Path, verified: Sequence[str]) -> None:
+    """Tells the cells of a sweep of stores that were just verified, so that they need not do it again."""
+    store_check.remember(verified, workdir / VERIFIED)
 
 
 def prepare_texts(config: SweepConfig, stores_dir: Path) -> Texts:

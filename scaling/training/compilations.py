@@ -1,6 +1,9 @@
 """Compiled programs kept on disk, so that a run that starts again compiles nothing."""
 
+import hashlib
 import os
+import pathlib
+import platform
 
 import jax
 
@@ -9,8 +12,19 @@ def keep_compilations(directory: str | os.PathLike[str]) -> None:
     """Makes jax keep what it compiles from now on in `directory`, however small, and look there first.
 
     Entries are found again by a hash of program, compiler, options and devices. Of several processes one writes. A
-    damaged entry is compiled again, with a warning.
+    damaged entry is compiled again, with a warning. Each kind of processor has a folder of its own: code for a CPU is
+    made for what that one can do, which jax's hash does not tell, and a shared disk may serve several.
     """
-    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(directory) / _processor()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _processor() -> str:
+    """A name for the instructions that this machine's processor has."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    able = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return f"{platform.machine()}-{hashlib.sha256(able.encode()).hexdigest()[:8]}"

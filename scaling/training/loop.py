@@ -91,7 +91,9 @@ def train(
             check_texts()
         with jax.set_mesh(program.mesh):
             checkpoints = Checkpoints(directory / "checkpoints", run_id(run), attempt.number, care.keep_every, say=say)
-            attempt.count(counter(list(program.mesh.devices.flat)))
+            devices = list(program.mesh.devices.flat)
+            attempt.tell(device_kind=devices[0].device_kind, devices=len(devices))
+            attempt.count(counter(devices))
             with checkpoints:
                 trainer = Trainer(job, attempt, checkpoints, watchdog, check_texts)
                 losses = trainer.train(report, stopping, trackers, profile_steps)

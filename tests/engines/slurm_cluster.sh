@@ -84,10 +84,23 @@ node() {
 down() {
     local file
     scancel --user="$(id -un)" || true
+    for _ in $(seq 100); do # no longer than KillWait and a little: what runs has to be over before its node goes
+        [ -z "$(squeue -h)" ] && break
+        sleep 0.2
+    done
     for file in "$directory"/{slurmd-n1,slurmd-n2,slurmctld,munged}.pid; do
-        [ -s "$file" ] && kill "$(cat "$file")" 2>/dev/null || true
+        [ -s "$file" ] && end "$(cat "$file")" || true
     done
     sed "/$mark/d" /etc/hosts > "$directory/hosts" && cat "$directory/hosts" > /etc/hosts # a mount in containers
+}
+
+end() {
+    kill "$1" 2> /dev/null || return 0
+    for _ in $(seq 25); do
+        kill -0 "$1" 2> /dev/null || return 0
+        sleep 0.2
+    done
+    kill -KILL "$1" 2> /dev/null
 }
 
 case $command in

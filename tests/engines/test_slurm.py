@@ -224,9 +224,10 @@ def test_a_cell_on_two_nodes(cluster, make_sweep, tasks_of, tmp_path, monkeypatc
 
 def sweep_command(stores, workdir, *flags):
     kept = {name: value for name, value in os.environ.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
-    environment = {**kept, "PYTHONPATH": str(ROOT), "SCALING_STORES": str(stores)}  # as users have it
+    ours = {"PYTHONPATH": str(ROOT), "SCALING_STORES": str(stores), "PYTHONUNBUFFERED": "1"}
     line = [sys.executable, "-m", "experiments.sweep", "--config=experiments/configs/smoke.py", f"--workdir={workdir}"]
-    return subprocess.Popen([*line, *flags], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*line, *flags], cwd=ROOT, env={**kept, **ours}, text=True, **pipes)
 
 
 def wait_for(condition, seconds=BOUND_SECONDS):
@@ -250,7 +251,9 @@ def test_the_same_tables_as_the_local_launcher(cluster, tmp_path):
     first.wait()
     assert queued(), "jobs do not live on without the launcher"
     second = sweep_command(stores, ours, "--launcher=slurm")
-    wait_for(lambda: results() >= 3)
+    assert second.stdout.readline().startswith("8 cells")  # it has begun
+    seen = results()
+    wait_for(lambda: results() > seen)
     assert len(list(ours.glob("slurm/*"))) == 1, "what was queued has been submitted again"
     second.send_signal(signal.SIGINT)
     said = second.communicate(timeout=BOUND_SECONDS)[1]

@@ -16,7 +16,7 @@ from scaling.files import read_json, write_json
 from scaling.sweeps import on_slurm
 from scaling.sweeps.on_slurm import Watched, check, job_script, run_slurm, sbatch_command
 from scaling.sweeps.slurm_commands import STOP, ask, parse_queue
-from scaling.sweeps.slurm_job import is_again, step_command
+from scaling.sweeps.slurm_job import is_again, runs_of, step_command
 from scaling.sweeps.tasks import ROOT, Task, Way, cell_command
 from scaling.training.failures import Failure
 
@@ -183,6 +183,13 @@ def test_nothing_of_a_stopped_submission_starts(slurm, workdir):
     (workdir / "slurm" / "n" / STOP).touch()
     assert code_of(job(slurm, workdir, "exit 0")) == 75
     assert not calls(slurm, "srun")
+
+
+@pytest.mark.parametrize("values", [[], {"runs": "a"}, {"runs": ["../../etc"]}, {"runs": [7]}, {}])
+def test_a_submission_that_was_tampered_with_is_refused(tmp_path, values):
+    write_json(tmp_path / "submission.json", values)
+    with pytest.raises(InputError, match=r"submission\.json"):
+        runs_of(tmp_path)
 
 
 def test_tries_are_for_failures_alone(tmp_path):

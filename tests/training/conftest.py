@@ -1,9 +1,11 @@
 """A small token store of generated text, and a run on it that takes a second."""
 
+import pathlib
+
 import pytest
 
 from scaling.data.token_store import TokenStore, build_store
-from scaling.runs import DataSpec, ModelShape, OptimizerSpec, Run, ScheduleSpec
+from scaling.runs import DataSpec, ModelShape, OptimizerSpec, Placement, Run, ScheduleSpec
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +33,13 @@ def run(store) -> Run:
         schedule=ScheduleSpec("cosine", warmup_steps=2),
         eval_points=4,
     )
+
+
+@pytest.fixture(scope="module")
+def finished(run, stores, tmp_path_factory, quick_compilation) -> pathlib.Path:
+    """The directory of the run, trained without interruption."""
+    from scaling.training.loop import train
+
+    directory = tmp_path_factory.mktemp("runs") / "whole"
+    train(run, Placement(), stores, directory)
+    return directory

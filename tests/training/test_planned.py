@@ -184,7 +184,9 @@ def test_what_is_said_before_a_training(run, plan):
 def test_a_sweep_places_each_cell_as_planned(run, store, plan, tmp_path):
     """And a cell that the plan has not, where the sweep's config says; with as many processes as that takes."""
     cells = [Cell(each, 1e6) for each in (run, dataclasses.replace(run, seed=2))]
-    config = sweep_config({"data": {"source": "s"}, "placement": {"tensor": 2}, "durations": {"sizes": (1e4,)}})
+    durations = {"sizes": (1e4,), "tokens": (1e5,)}
+    data = {"source": "s", "tokenizer": "bytes", "sequence_length": 64, "eval_windows": 4}
+    config = sweep_config({"data": data, "recipe": "small", "placement": {"tensor": 2}, "durations": durations})
     sweep = Sweep(config, {store.content_id: str(store.path)}, tuple(cells), ())
     way = Way(planned=read_plan(plan), devices_per_process=2)
     planned, other = (cell_item(tmp_path, cell, sweep, way) for cell in cells)
@@ -256,7 +258,7 @@ def test_a_planned_run_starts_and_starts_anew_from_its_compilations(start, tmp_p
         assert lines[3].startswith("step 1/200  loss ")
         assert lines[3].endswith(" left")
         assert any(line.startswith("step 200/200  loss ") for line in lines)
-        programs = (tmp_path / "w" / "compilations").glob("*-cache")
+        programs = (tmp_path / "w" / "compilations").glob("*/*-cache")  # a folder for each kind of processor
         kept.append(sorted(path.name for path in programs))
         metrics.append((tmp_path / "w" / "metrics.jsonl").read_text())
         (tmp_path / "w").rename(before := tmp_path / f"before{len(kept)}")
