@@ -47,7 +47,7 @@ setup(
         "watch": ["tensorboard>=2.21,<3", "wandb>=0.31,<1"],
         "ray": ["ray>=2.60,<3"],  # --launcher=ray; 2.60 has topology_strategy, which keeps a cell within a TPU slice
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
-        "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
+        "cuda": ["jax[cuda12]>=0.10.2,<0.13", "nvidia-ml-py>=12.560.30,<14"],
         # Compilers for hardware that is not here (tools.plan --aot), in the versions that jax pins: libtpu, and the
         # CUDA plugin with what it calls while it compiles, but without what programs need to run.
         "aot": [

@@ -68,6 +68,11 @@ def outcomes(directory: pathlib.Path) -> list[str]:
     return [attempt.get("outcome") or "killed" for attempt in attempts(directory)]
 
 
+def outcome_of(directory: pathlib.Path, number: int) -> str:
+    """How one attempt at a run has ended, "killed" if it has left no word."""
+    return next((a.get("outcome") for a in attempts(directory) if a["attempt"] == number), None) or "killed"
+
+
 def attempts(directory: pathlib.Path) -> list[dict[str, Any]]:
     """The attempt.json of each attempt at a run, in their order."""
     folders = [path for path in (directory / "attempts").glob("*") if (path / "attempt.json").exists()]

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from benchmarks.alike import attempts, outcomes, sweep_differences
+from benchmarks.alike import attempts, outcome_of, outcomes, sweep_differences
 from benchmarks.chaos_run import LONGEST, ROOT, Say, environment, make_text
 from scaling.training.claims import read_claim
 
@@ -24,6 +24,7 @@ STALE_SECONDS = 2.0
 CARE = f"checkpoint_seconds=0.3,stale_seconds={STALE_SECONDS:g}"
 GONE_SECONDS = 2.0  # after which no worker of a launcher that was killed may be there
 TAKEN_SECONDS = 20.0  # to wait for a takeover while an owner is paused: the other launcher may have a cell to end first
+LEARNED_SECONDS = 20.0  # for an owner that was woken up to find out that it is none any more: it asks before each save
 BETWEEN = (0.5, 5.0)  # seconds between two disturbances
 
 Paused = list[tuple[pathlib.Path, int]]  # runs, and the attempts at them whose owners were paused and taken over
@@ -85,7 +86,7 @@ def survive(kills: int, seed: int, workdir: pathlib.Path, say: Say = print) -> d
         for launcher in launchers:
             found += launcher.wrong()
         found += sweep_differences(directory, twin)
-        woken.update(outcomes(run)[number - 1] for run, number in paused)
+        woken.update(outcome_of(run, number) for run, number in paused)
         say(f"{directory.name}: {sum(where.values()) - before} disturbances, {'; '.join(found) or 'as its twin'}")
     runs = [run for directory in sweeps for run in (directory / "runs").glob("*")]
     cells = len(list((twin / "runs").glob("*"))) * len(sweeps)
@@ -185,8 +186,11 @@ def pause_owner(launcher: Launcher, luck: random.Random, directory: pathlib.Path
         time.sleep(0.05)
     time.sleep(luck.uniform(0, 2))
     os.kill(pid, signal.SIGCONT)
-    if now.owner != claim.owner and f"{pid} " in claim.process:
+    if now.owner != claim.owner and claim.process.startswith(f"{pid} "):
         paused.append((run, claim.attempt))
+        deadline = time.monotonic() + LEARNED_SECONDS
+        while outcome_of(run, claim.attempt) == "killed" and is_alive(pid) and time.monotonic() < deadline:
+            time.sleep(0.05)  # it is left alone until it has learned that the run is another's
     return []
 
 

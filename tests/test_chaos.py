@@ -14,7 +14,15 @@ import orbax.checkpoint as ocp
 import pytest
 
 from benchmarks import chaos, chaos_run, chaos_sweep, robustness
-from benchmarks.alike import differences, last_checkpoint, leaves, leaves_differ, outcomes, sweep_differences
+from benchmarks.alike import (
+    differences,
+    last_checkpoint,
+    leaves,
+    leaves_differ,
+    outcome_of,
+    outcomes,
+    sweep_differences,
+)
 from scaling.files import write_json
 from scaling.sweeps.results import TIMINGS
 
@@ -58,6 +66,7 @@ def test_a_run_is_as_its_twin_whatever_its_timings(original, copy):
     write_json(copy / "result.json", {**json.loads((copy / "result.json").read_text()), "timing": {"attempt": 5}})
     assert differences(copy, original) == []
     assert outcomes(copy) == ["killed", "recorded"]
+    assert [outcome_of(copy, number) for number in (1, 2, 3)] == ["killed", "recorded", "killed"]
     assert last_checkpoint(copy).name == f"{STEPS}-2"
 
 

@@ -10,7 +10,6 @@ from scaling.sweeps.cells import Cell
 from scaling.sweeps.launch import run_local
 from scaling.sweeps.tasks import Engine, Event, Task, Way, make_task, read_failure, read_result
 from scaling.sweeps.workdir import Sweep, run_directory
-from scaling.training.records import publish
 
 LAUNCHERS = ("local", "slurm", "ray")
 
@@ -54,8 +53,6 @@ def execute(workdir: pathlib.Path, sweep: Sweep, cells: Sequence[Cell], way: Way
         directory = run_directory(workdir, cell.id)
         try:
             done, failure = read_result(directory) is not None, read_failure(directory)
-            if done and not (directory / "metrics.jsonl").exists():
-                publish(directory)  # the process that recorded the result was killed right then
         except InputError as error:  # a file that a person has to look at; the others go on
             failed.append((cell, str(error)))
             continue

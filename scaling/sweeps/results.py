@@ -1,5 +1,6 @@
 """From the files of a sweep's runs to its tables: results.csv, a row a cell, and curves.csv, a row a held-out loss."""
 
+import contextlib
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from scaling.sweeps.tasks import read_failure, read_result
 from scaling.sweeps.workdir import Sweep, run_directory, update
 from scaling.training.care import Care
 from scaling.training.claims import read_claim, seems_alive
-from scaling.training.records import read_lines, records_of
+from scaling.training.records import publish, read_lines, records_of
 
 CURVE_COLUMNS = ["run", "step", "N", "D", "C", "loss", "split"]
 TIMINGS = (
@@ -38,6 +39,8 @@ def collect(workdir: pathlib.Path, sweep: Sweep) -> tuple[pd.DataFrame, pd.DataF
     Another launcher may do the same: a table is made again if the file has changed while it was made, so that none is
     replaced by an older one.
     """
+    for cell in sweep.cells:
+        _finish(run_directory(workdir, cell.id))
     runs = {cell.id: cell for cell in sweep.grid}.values()
     return (
         _kept(workdir / "results.csv", lambda: pd.DataFrame([_row(workdir, cell) for cell in sweep.cells])),
@@ -46,6 +49,13 @@ def collect(workdir: pathlib.Path, sweep: Sweep) -> tuple[pd.DataFrame, pd.DataF
             lambda: pd.DataFrame([point for cell in runs for point in curve(workdir, cell)], columns=CURVE_COLUMNS),
         ),
     )
+
+
+def _finish(directory: pathlib.Path) -> None:
+    """Moves up the metrics of a run whose process was killed right after it had recorded its result."""
+    with contextlib.suppress(InputError):  # of a file that `cell_status` names
+        if read_result(directory) is not None and not (directory / "metrics.jsonl").exists():
+            publish(directory)
 
 
 def _kept(path: pathlib.Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from scaling.runs import DataSpec, ModelShape, OptimizerSpec, Run, ScheduleSpec,
 from scaling.sweeps import execution, launch
 from scaling.sweeps.cells import Cell
 from scaling.sweeps.execution import check_engine, engine, execute
+from scaling.sweeps.results import collect
 from scaling.sweeps.tasks import (
     Task,
     Way,
@@ -141,6 +142,7 @@ def test_a_result_whose_process_was_killed_then_is_finished(engine_of, tmp_path,
     fail(directory, "killed", "x")
     engine_of(lambda *arguments: True)
     execute(tmp_path, sweep, sweep.cells, Way())
+    collect(tmp_path, sweep)
     assert (directory / "metrics.jsonl").exists()
     assert not (directory / "failure.json").exists()
 
