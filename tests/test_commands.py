@@ -13,9 +13,6 @@ import sys
 
 import pytest
 
-from scaling import command
-from scaling.errors import BusyError, InputError, LostClaimError, RunFailedError, StoppedError
-
 ROOT = pathlib.Path(__file__).parents[1]
 SMOKE = "--config=experiments/configs/smoke.py"
 ONE = "--config=experiments/configs/one.py"
@@ -469,34 +466,3 @@ def test_the_plan_of_every_sweep_config_can_be_made(run, tmp_path):
         assert f"{len(plan['cells'])} cells, " in output.splitlines()[-2]
         assert output.splitlines()[-1].endswith("no cell repeats its data")
         assert all(cell["steps"] >= 100 for cell in plan["cells"])
-
-
-def raises(error):
-    def main(argv):
-        raise error
-
-    return main
-
-
-@pytest.mark.parametrize(
-    ("main", "code", "line"),
-    [
-        (lambda argv: None, 0, ""),
-        (lambda argv: 3, 3, ""),
-        (raises(InputError("a=1 is\nodd", "f.py", "make it 2")), 2, "error: f.py: a=1 is odd (make it 2)\n"),
-        (raises(RunFailedError("loss nan", "not_finite")), 3, "failed: loss nan\n"),
-        (raises(RunFailedError("no space", "disk_full")), 75, "failed: no space\n"),
-        (raises(RunFailedError("read-only", "unwritable")), 2, "failed: read-only\n"),
-        (raises(BusyError("taken", "d")), 75, "stopped: d: taken\n"),
-        (raises(LostClaimError("taken over")), 75, "stopped: taken over\n"),
-        (raises(StoppedError("saved")), 75, "stopped: saved\n"),
-    ],
-)
-def test_exit_codes(capsys, main, code, line):
-    assert command._guarded(main, ["command"]) == code
-    assert capsys.readouterr().err == line
-
-
-def test_a_bug_is_not_dressed_up():
-    with pytest.raises(ZeroDivisionError):
-        command._guarded(lambda argv: 1 // 0, ["command"])

@@ -2,6 +2,8 @@
 
 import collections
 import dataclasses
+import json
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -60,3 +62,22 @@ def make_sweep(engine_store: TokenStore) -> MakeSweep:
 def tasks_of() -> Callable[[pathlib.Path, Sweep, Way], list[Task]]:
     """The cells of a sweep as an engine takes them."""
     return lambda workdir, sweep, way: [make_task(workdir, cell, sweep.config.placement, way) for cell in sweep.cells]
+
+
+@pytest.fixture
+def host_lost() -> Callable[[str, int, int], None]:
+    """Tells benchmarks.robustness, which runs these tests with ROBUSTNESS_ROWS set to a file, that a host was lost: the
+    engine, how many results went with it, and how many cells were recorded twice."""
+
+    def tell(engine: str, results_lost: int, recorded_twice: int) -> None:
+        if path := os.environ.get("ROBUSTNESS_ROWS"):
+            row = {
+                "what": "host lost",
+                "engine": engine,
+                "results_lost": results_lost,
+                "recorded_twice": recorded_twice,
+            }
+            with open(path, "a", encoding="utf-8") as f:
+                f.write(json.dumps(row) + "\n")
+
+    return tell

@@ -188,7 +188,7 @@ def lose_node(cluster, task):
     return node
 
 
-def test_a_node_is_lost(cluster, make_sweep, tasks_of, tmp_path):
+def test_a_node_is_lost(cluster, make_sweep, tasks_of, tmp_path, host_lost):
     """Each of two cells has a node to itself. That of the lost one is taken up by the other node."""
     ours, twin = tmp_path / "slurm", tmp_path / "here"
     way = Way(care=CARE, retries=0, sbatch=("exclusive",))
@@ -201,6 +201,8 @@ def test_a_node_is_lost(cluster, make_sweep, tasks_of, tmp_path):
     assert [outcomes(task.directory) for task in tasks] == [["killed", "recorded"], ["recorded"]]
     trained_here(twin, tasks_of(twin, make_sweep(twin, cells=2, steps=LONG), way))
     assert [line for task in tasks for line in differences(task.directory, twin / "runs" / task.run)] == []
+    recorded = [outcomes(task.directory).count("recorded") for task in tasks]
+    host_lost("slurm", recorded.count(0), sum(count > 1 for count in recorded))
     print(f"1 of 2 nodes lost ({lost[0]}): 2 of 2 cells done on the other, the same bits")
 
 
