@@ -78,6 +78,6 @@ def host_lost() -> Callable[[str, int, int], None]:
                 "recorded_twice": recorded_twice,
             }
             with open(path, "a", encoding="utf-8") as f:
-                f.write(json.dumps(row) + "\n")
+                f.write(json.dumps({"what": "host lost", **row}) + "\n")
 
     return tell
