@@ -18,9 +18,9 @@ from absl import flags
 from scaling import command
 from scaling.specs import require
 from scaling.sweeps.one_cell import stop_on_signals, train_cell
-from scaling.sweeps.tasks import Way, cell_item, cell_of, die_with_parent
+from scaling.sweeps.tasks import Way, cell_item, cell_of, die_with_parent, read_result
 from scaling.sweeps.workdir import read_sweep, run_directory
-from scaling.training.care import parse_care
+from scaling.training import care
 from scaling.training.planned import read_plan
 from scaling.training.trackers import check_trackers
 
@@ -29,7 +29,7 @@ CELL = flags.DEFINE_string("cell", None, "The run of the cell, as tools.status n
 PLAN = flags.DEFINE_string("plan", None, "A plan of tools.plan, whose placement the cell takes, if it places it.")
 TRACKERS = flags.DEFINE_list("trackers", [], "Where to watch the run besides: tensorboard, wandb.")
 PROFILE_STEPS = flags.DEFINE_integer("profile_steps", 0, "Steps to take a profile of.", lower_bound=0)
-CARE = flags.DEFINE_string("care", "", "How it is looked after: NAME=NUMBER,... of scaling.training.care.")
+CARE = flags.DEFINE_string("care", "", care.HELP)
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One process of several that jax finds: SLURM, GKE, TPU pods.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "Or HOST:PORT of process 0, with the next two.")
 PROCESSES = flags.DEFINE_integer("processes", None, "How many processes train the cell.", lower_bound=1)
@@ -48,10 +48,13 @@ def main(argv: list[str]) -> int:
     cell = cell_of(sweep, CELL.value)
     plan = {} if PLAN.value is None else read_plan(PLAN.value)
     way = Way(
-        trackers=tuple(TRACKERS.value), profile_steps=PROFILE_STEPS.value, planned=plan, care=parse_care(CARE.value)
+        trackers=tuple(TRACKERS.value),
+        profile_steps=PROFILE_STEPS.value,
+        planned=plan,
+        care=care.parse_care(CARE.value),
     )
     several = DISTRIBUTED.value or any(flag.value is not None for flag in (COORDINATOR, PROCESSES, PROCESS_ID))
-    if not several and (run_directory(workdir, cell.id) / "result.json").exists():
+    if not several and read_result(run_directory(workdir, cell.id)) is not None:
         print(f"{cell.id}: done before")
         return command.DONE
     stop = stop_on_signals()

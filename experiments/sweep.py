@@ -9,6 +9,9 @@ where config.placement says.
 
 Any number of these may be at work on one WORKDIR, on any hosts that see it: they share the cells. --launcher=slurm or
 ray hands the cells to a cluster instead of this machine: see docs/clusters.md.
+
+Exit codes: 0 done; 75 stopped on request with all saved, start it again; 3 some cells failed, tools.status says why; 2
+something has to be mended first; 1 a bug.
 """
 
 import pathlib
@@ -27,7 +30,7 @@ from scaling.sweeps.grid import make_grid
 from scaling.sweeps.tasks import Way
 from scaling.sweeps.texts import Texts, prepare_texts, verify_stores
 from scaling.sweeps.variants import check_variants
-from scaling.training.care import parse_care
+from scaling.training import care
 from scaling.training.planned import Planned, read_plan
 from scaling.training.trackers import check_trackers
 
@@ -43,7 +46,7 @@ WORKERS = flags.DEFINE_integer(
     lower_bound=1,
 )
 RETRIES = flags.DEFINE_integer("retries", 3, "How often a cell is tried again that was killed, say.", lower_bound=0)
-CARE = flags.DEFINE_string("care", "", "How each run is looked after: NAME=NUMBER,... of scaling.training.care.")
+CARE = flags.DEFINE_string("care", "", care.HELP)
 DEVICES_PER_PROCESS = flags.DEFINE_integer(
     "devices_per_process", None, "Devices that each process of a cell has; by default one has all.", lower_bound=1
 )
@@ -73,7 +76,7 @@ def main(argv: list[str]) -> int:
     verified = verify_stores(all_stores(texts)) if begins else []
     if plan:
         print(_planned_line(plan, config, texts))
-    study = run_study(config, texts, workdir, way, REFINE.value, verified)
+    study = run_study(config, texts, workdir, way, REFINE.value, verified=verified)
     print(*study.said, sep="\n")
     print(f"report: {study.report}")
     for cell, reason in study.failed:
@@ -95,7 +98,7 @@ def _way(plan: dict[str, Planned]) -> Way:
         planned=plan,
         plan=PLAN.value,
         launcher=LAUNCHER.value,
-        care=parse_care(CARE.value),
+        care=care.parse_care(CARE.value),
         retries=RETRIES.value,
         devices_per_process=DEVICES_PER_PROCESS.value,
         sbatch=tuple(SBATCH.value),

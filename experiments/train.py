@@ -31,7 +31,7 @@ from scaling.sweeps.cells import continued_run, one_run
 from scaling.sweeps.config import one_config
 from scaling.sweeps.one_cell import stop_on_signals
 from scaling.sweeps.texts import find_stores, prepare_text
-from scaling.training.care import parse_care
+from scaling.training import care
 from scaling.training.planned import Planned, check_hardware, find_cell, hardware, planned_lines, read_plan, read_run
 from scaling.training.trackers import check_trackers
 
@@ -44,7 +44,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required
 STORES = flags.DEFINE_string("stores", command.default_stores(), "Directory where token stores are kept.")
 TRACKERS = flags.DEFINE_list("trackers", [], "Where to watch the run besides: tensorboard, wandb.")
 PROFILE_STEPS = flags.DEFINE_integer("profile_steps", 0, "Steps to take a profile of.", lower_bound=0)
-CARE = flags.DEFINE_string("care", "", "How it is looked after: NAME=NUMBER,... of scaling.training.care.")
+CARE = flags.DEFINE_string("care", "", care.HELP)
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One process of several that jax finds: SLURM, GKE, TPU pods.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "Or HOST:PORT of process 0, with the next two.")
 PROCESSES = flags.DEFINE_integer("processes", None, "How many processes train the run.", lower_bound=1)
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     check_trackers(TRACKERS.value)
     asked = [value for value in (CONFIG.value, RUN.value, PLAN.value) if value is not None]
     require(len(asked) == 1, "give either --config, --run or --plan")
-    parse_care(CARE.value)
+    care.parse_care(CARE.value)
     require((PLAN.value is None) == (CELL.value is None), "--plan and --cell come together")
     workdir = pathlib.Path(WORKDIR.value)
     require("://" not in WORKDIR.value, "is not in a file system", "a folder that every host sees", WORKDIR.value)
@@ -123,7 +123,7 @@ def _train(task: Task, workdir: pathlib.Path) -> dict[str, Any] | None:
             trackers=TRACKERS.value,
             profile_steps=PROFILE_STEPS.value,
             say=say,
-            care=parse_care(CARE.value),
+            care=care.parse_care(CARE.value),
         )
     return result if hosts.writes() else None
 

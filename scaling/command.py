@@ -1,8 +1,8 @@
 """One way to start every command: friendly errors for flags and configs, and the exit codes of the design.
 
-0 done; 1 a bug (traceback); 2 the user's input, or what the user has to mend (one line); 3 some cells failed, and would
-fail again; 75 start again: stopped on request with all saved, or failed of what another try may not meet; 124 ended by
-the watchdog: start again.
+0 done; 1 a bug (traceback); 2 the user's input, or what the user has to mend (one line); 3 a run failed and would fail
+again, or some cells of a sweep failed; 75 start again: stopped on request with all saved, or failed of what another try
+may not meet; 124 ended by the watchdog: start again.
 """
 
 import os
@@ -54,6 +54,9 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
         return AGAIN
     except InputError as error:
         return _refuse(str(error))
+    except BrokenPipeError:  # whoever read our output has enough: ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
     except RunFailedError as error:
         print(f"failed: {error}", file=sys.stderr)
         return error.exit_code

@@ -42,10 +42,15 @@ def atomic_path(path: Path) -> Iterator[pathlib.Path]:
 
 
 def make_directory(path: Path) -> None:
-    """Makes a directory and its parents, if they are not there. Raises InputError where it cannot."""
+    """Makes a directory and its parents, if they are not there.
+
+    Raises InputError where none can be of that name; of a disk that is full or may not be written to, OSError.
+    """
     try:
         pathlib.Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EROFS):
+            raise
         raise InputError(f"cannot be a directory: {error.strerror}", where=str(path)) from None
 
 

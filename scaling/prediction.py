@@ -22,23 +22,30 @@ def predict(
 ) -> tuple[Sweep, dict[str, Any]]:
     """The loss that the law expects of a recommended cell, written to prediction.json before that run is trained.
 
-    A prediction once made from the losses of a grid stands, whoever has made it; a grid that has grown makes a new one.
+    A prediction once made from the losses of a grid stands, whoever has made it. A grid that has grown, or has lost a
+    result for a while, makes a new one; the earlier ones are kept beside it, and stand again if their grid does.
     """
     losses = results.loc[results["role"] == "grid", ["run", "loss"]].to_csv(index=False)
     digest = hashlib.sha256(losses.encode()).hexdigest()
     found: list[dict[str, Any]] = []
 
     def standing(text: str | None) -> str:
-        made = None if text is None else json.loads(text)
-        if made and (made["grid_sha256"], made["target_flops"]) == (digest, cell.budget):
-            found.append(made)
-            return text
-        add_cells(workdir, sweep, [cell])  # first: who finds a prediction finds its cell
-        found.append(_prediction(workdir, cell, analysis, digest))
-        return json.dumps(found[-1], indent=2, allow_nan=False) + "\n"
+        known = [] if text is None else _unfolded(json.loads(text))
+        same = [each for each in known if (each["grid_sha256"], each["target_flops"]) == (digest, cell.budget)]
+        if not same:
+            add_cells(workdir, sweep, [cell])  # first: who finds a prediction finds its cell
+            same = [_prediction(workdir, cell, analysis, digest)]
+        found.append(same[0])
+        earlier = [each for each in known if each is not same[0]]
+        return json.dumps({**same[0], "earlier": earlier}, indent=2, allow_nan=False) + "\n"
 
     update(workdir / "prediction.json", standing)
     return add_cells(workdir, sweep, []), found[-1]
+
+
+def _unfolded(made: dict[str, Any]) -> list[dict[str, Any]]:
+    """The prediction that stands in a file, and those that stood there before."""
+    return [{name: value for name, value in made.items() if name != "earlier"}, *made.get("earlier", ())]
 
 
 def _prediction(workdir: pathlib.Path, cell: Cell, analysis: Analysis, digest: str) -> dict[str, Any]:

@@ -62,8 +62,8 @@ def run_study(
     workdir: pathlib.Path,
     way: Way,
     refine: bool = False,
-    verified: Sequence[str] = (),
     say: Callable[[str], None] = print,
+    verified: Sequence[str] = (),
 ) -> Study:
     """Runs what is not done yet of a sweep, analyses it, puts its law to the test, and reports.
 
@@ -152,7 +152,8 @@ def _law(
         cell = Cell(run_from_dict(runs[0]["run"]), target, "prediction")
         sweep, prediction = predict(workdir, sweep, cell, results, analysis)
         tested = [cell for cell in sweep.cells if cell.id == prediction["run"]]
-        say(f"predicted, before it is trained: {predicted_line(prediction)}")
+        when = "before it is trained" if prediction["blind"] else "after it was trained, from another grid"
+        say(f"predicted, {when}: {predicted_line(prediction)}")
         failed += tuple(execute(workdir, sweep, tested, way))
         results, _ = collect(workdir, sweep)
         prediction = measured(workdir, prediction)

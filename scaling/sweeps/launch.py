@@ -21,9 +21,8 @@ from scaling.sweeps.tasks import (
     after_failure,
     cell_environment,
     cell_item,
-    died,
-    exit_words,
     failed,
+    outcome,
     pause,
     read_failure,
     read_result,
@@ -35,7 +34,6 @@ from scaling.training.failures import Failure
 
 GRACE_SECONDS = 60.0  # between being asked to stop and being killed: time for a step and a save
 LOOK_SECONDS = 2.0  # between two looks at a cell that another launcher has
-HUNG = 124  # the exit code of the watchdog, which has left word in failure.json
 
 
 def default_workers() -> int:
@@ -91,7 +89,8 @@ def run_cells(
                     break
                 end = _one_cell(worker, items[index], lambda event, index=index: agenda.tell(index, event))
                 agenda.ended(index, end, stop.is_set())
-                if end["event"] == "stopped":  # it will stop at every cell: the next one is for a new worker
+                # It will stop at every cell, or have no device that works: the next one is for a new worker.
+                if end["event"] == "stopped" or end.get("kind") == "device":
                     _close(worker)
         except Exception as fault:  # a thread's exception would end in nothing; it is raised below
             faults.append(fault)
@@ -169,6 +168,7 @@ class Agenda:
             # Our own sightings, or, at once, the clocks of hosts as a hint: the worker decides by sightings of its own.
             alive = seems_alive(read_claim(task.directory), self._way.care.stale_seconds)
             busy = not self._sightings.is_free(task.directory) and alive
+            done = steps_done(task.directory) if busy and end is None else 0
         except InputError as error:
             end, busy = failed(Failure("refused", str(error))), False
         if end is not None:
@@ -177,7 +177,7 @@ class Agenda:
             return False
         if busy:
             self._due[index] = time.monotonic() + LOOK_SECONDS
-            self._on_event(index, {"event": "progress", "done": steps_done(task.directory), "steps": task.steps})
+            self._on_event(index, {"event": "progress", "done": done, "steps": task.steps})
         return not busy
 
     def _end_elsewhere(self, index: int) -> Event | None:
@@ -199,7 +199,6 @@ def _failure_bytes(task: Task) -> bytes:
 
 def _one_cell(worker: "subprocess.Popen[str]", item: dict[str, Any], tell: Callable[[Event], None]) -> Event:
     """Has a worker train a cell, passing its progress on, and returns how that ended."""
-    directory = pathlib.Path(item["directory"])
     try:
         worker.stdin.write(json.dumps(item) + "\n")
         worker.stdin.flush()
@@ -212,9 +211,10 @@ def _one_cell(worker: "subprocess.Popen[str]", item: dict[str, Any], tell: Calla
         if event["event"] != "progress":
             return event
         tell(event)
-    code = worker.wait()
-    failure = read_failure(directory) if code == HUNG else None
-    return failed(failure or died(directory, exit_words(code)))
+    try:
+        return outcome(pathlib.Path(item["directory"]), worker.wait())
+    except InputError as error:  # a file that a person has to look at; the others go on
+        return failed(Failure("refused", str(error)))
 
 
 def _start(cores: str, log: pathlib.Path, cache: pathlib.Path) -> "subprocess.Popen[str]":

@@ -14,8 +14,8 @@ from scaling.runs import Placement, run_from_dict
 from scaling.specs import from_dict
 from scaling.sweeps.texts import VERIFIED
 from scaling.training.care import parse_care
-from scaling.training.claims import read_claim, seems_alive
-from scaling.training.failures import failure_of
+from scaling.training.claims import Claim, read_claim, seems_alive
+from scaling.training.failures import Failure, failure_of
 
 
 def train_cell(
@@ -85,10 +85,18 @@ def _faults_left(directory: pathlib.Path, writes: Callable[[], bool]) -> Iterato
         path, failure = directory / "failure.json", failure_of(error)
         try:
             told = read_json(path) if path.exists() else None
-            there = isinstance(told, dict) and (told.get("kind"), told.get("reason")) == (failure.kind, failure.reason)
-            taken = seems_alive(read_claim(directory), float("inf"))  # by another, whose failure this is not
-            if writes() and not there and not taken:
+            claim = read_claim(directory)
+            taken = seems_alive(claim, float("inf"))  # by another, whose failure this is not
+            if writes() and not taken and not _is_told(failure, told, claim):
                 write_json(path, failure.to_json())
         except Exception as second:  # of a disk that is full, say; the first one is what counts
             print(f"{path} could not be written: {second}", file=sys.stderr)
         raise
+
+
+def _is_told(failure: Failure, told: Any, claim: Claim | None) -> bool:
+    """Whether a failure stands in what failure.json holds: itself, or what the peer that was lost has said of it."""
+    if not isinstance(told, dict):
+        return False
+    by_peer = failure.kind == "peer_lost" and claim is not None and told.get("attempt") == claim.attempt
+    return by_peer or (told.get("kind"), told.get("reason")) == (failure.kind, failure.reason)

@@ -23,7 +23,7 @@ from scaling.specs import require, to_dict
 from scaling.sweeps.cells import Cell
 from scaling.sweeps.workdir import Sweep, run_directory
 from scaling.training.care import Care
-from scaling.training.claims import read_claim, seems_alive
+from scaling.training.claims import Claim, read_claim, seems_alive
 from scaling.training.failures import Failure, failure_from
 from scaling.training.planned import Planned
 from scaling.training.records import attempt_folder, records_of
@@ -147,12 +147,17 @@ def outcome(directory: pathlib.Path, code: int) -> Event:
     """
     if read_result(directory) is not None:
         return {"event": "done"}
-    ended = _last_outcome(directory)
-    if code == 75 and (ended in ("stopped", "lost") or (ended is None and _is_at_work(directory))):
+    claim = read_claim(directory)
+    ended = _outcome_of(directory, claim)
+    if code == 75 and (ended in ("stopped", "lost") or (ended is None and seems_alive(claim, float("inf")))):
         return {"event": "stopped"}
     failure = read_failure(directory)
-    told = failure is not None and failure.exit_code == code and (code != 75 or ended == "failed")
-    return failed(failure if told else died(directory, exit_words(code), _KIND_OF.get(code, "killed")))
+    # Of several processes, the code may be that of one which was ended because another had failed, and left word.
+    if failure is not None and (ended == "failed" or (failure.exit_code == code and code != 75)):
+        return failed(failure)
+    # While it held the run it would have left word, of a bug too: what ends a process then ends it from outside.
+    cut_short = ended is None and claim is not None and not claim.released
+    return failed(died(directory, exit_words(code), "killed" if cut_short else _KIND_OF.get(code, "killed")))
 
 
 def failed(failure: Failure) -> Event:
@@ -191,8 +196,11 @@ def died(directory: pathlib.Path, reason: str, kind: str = "killed") -> Failure:
     """
     claim = read_claim(directory)
     failure = Failure(kind, reason, attempt=None if claim is None else claim.attempt)
-    if not seems_alive(claim, float("inf")) and not (directory / "result.json").exists():
-        write_json(directory / "failure.json", failure.to_json())
+    try:
+        if not seems_alive(claim, float("inf")) and not (directory / "result.json").exists():
+            write_json(directory / "failure.json", failure.to_json())
+    except (OSError, InputError) as error:  # a disk that is full, say, must not end the launcher too
+        print(f"{directory}: failure.json could not be written: {error}", file=sys.stderr)
     return failure
 
 
@@ -229,13 +237,10 @@ def die_with_parent(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _is_at_work(directory: pathlib.Path) -> bool:
-    return seems_alive(read_claim(directory), float("inf"))
-
-
-def _last_outcome(directory: pathlib.Path) -> str | None:
-    """How the last attempt at a run ended, None if it has left no word."""
-    claim = read_claim(directory)
-    path = directory if claim is None else attempt_folder(directory, claim.attempt) / "attempt.json"
-    values = read_json(path) if path.is_file() else {}
+def _outcome_of(directory: pathlib.Path, claim: Claim | None) -> str | None:
+    """How the attempt of a claim ended, None if it has left no word."""
+    if claim is None:
+        return None
+    path = attempt_folder(directory, claim.attempt) / "attempt.json"
+    values = read_json(path) if path.exists() else {}
     return values.get("outcome") if isinstance(values, dict) else None

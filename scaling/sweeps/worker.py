@@ -63,9 +63,13 @@ def _tell(events: TextIO, event: Event) -> None:
 
 def _train(item: dict[str, Any], events: TextIO, stopping: Callable[[], bool]) -> Event:
     """Trains a cell, telling of its steps, and returns how it ended."""
+    run = os.path.basename(item["directory"])
     try:
         train_cell(
-            item, lambda done, steps: _tell(events, {"event": "progress", "done": done, "steps": steps}), stopping
+            item,
+            lambda done, steps: _tell(events, {"event": "progress", "done": done, "steps": steps}),
+            stopping,
+            lambda line: print(f"{run}: {line}", flush=True),
         )
     except StoppedError:
         return {"event": "stopped"}

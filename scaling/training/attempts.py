@@ -12,6 +12,7 @@ Two attempts never write one file, so one that was taken for dead and wakes up a
 import contextlib
 import os
 import pathlib
+import shutil
 import socket
 import sys
 import time
@@ -98,6 +99,9 @@ class Attempt:
             told = sorted(self.folder.glob("failure-*.json"))
             failure = failure_from(read_json(told[0]), str(told[0])) if told else failure
         facts = {"kind": failure.kind, "reason": failure.reason, "step": failure.step}
+        if failure.kind == "disk_full":  # the save that did not fit makes room for the reason
+            for leftover in self.directory.glob(f"checkpoints/*-{self.number}.*"):
+                shutil.rmtree(leftover, ignore_errors=True)
         try:
             self.tell(outcome="failed", **facts)
             if self._held.is_mine():
@@ -144,7 +148,8 @@ def begun(run: Run, placement: Placement, directory: pathlib.Path, stale_seconds
             attempt.fail(failure)
             if failure.kind == "bug" or isinstance(error, InputError | RunFailedError | BusyError):
                 raise
-            traceback.print_exc()
+            if failure.kind in ("device", "storage"):  # of which a line does not tell enough
+                traceback.print_exc()
             raise RunFailedError(failure.reason, failure.kind, failure.step) from error
 
 

@@ -24,8 +24,9 @@ class Care:
     def __post_init__(self) -> None:
         settle(self, "care")
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            require(value >= 0 if field.name == "keep_every" else value > 0, f"care.{field.name}={value}")
+            value, may_be_0 = getattr(self, field.name), field.name == "keep_every"
+            fault = f"care.{field.name}={value} is not {'0 or more' if may_be_0 else 'above 0'}"
+            require(value >= 0 if may_be_0 else value > 0, fault)
 
     def text(self) -> str:
         """As `parse_care` reads it: what differs from the defaults."""
@@ -45,3 +46,8 @@ def parse_care(text: str) -> Care:
         except ValueError:
             raise InputError(f"--care={part}", do=f"{name}=NUMBER") from None
     return Care(**values)
+
+
+HELP = "How runs are looked after, NAME=NUMBER,...; as it is: " + ", ".join(
+    f"{field.name}={field.default:g}" for field in dataclasses.fields(Care)
+)

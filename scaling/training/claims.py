@@ -33,6 +33,7 @@ from typing import Any
 from scaling.errors import BusyError, InputError, LostClaimError
 from scaling.files import parse_json
 from scaling.specs import from_dict, settle
+from scaling.training.records import attempts_at
 
 CLAIM = "claim.json"
 BEAT_SECONDS = 5.0  # between heartbeats, at most: four are to fit into the time after which a claim is stale
@@ -100,7 +101,8 @@ class Sightings:
         before = None if content is None else _parse(content, path)
         claim = Claim(
             owner=uuid.uuid4().hex,
-            attempt=1 if before is None else before.attempt + 1,
+            # Beyond the folders too: where a claim was removed, no number is given out again.
+            attempt=1 + max(0 if before is None else before.attempt, *attempts_at(directory), 0),
             machine=_machine(),
             process=_process(os.getpid()) or "",
             host=socket.gethostname(),

@@ -34,6 +34,12 @@ _DEVICE_WORDS = (
     ("UNAVAILABLE", "peer_lost"),
     ("DEADLINE_EXCEEDED", "peer_lost"),
 )
+# What to do, where the error itself does not say.
+_DO = {
+    "disk_full": "free some space: started again, it goes on from its last good checkpoint",
+    "unwritable": "make it writable, or give another --workdir",
+    "out_of_memory": "it takes more devices, or a placement.microbatch or placement.remat that needs less",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +76,7 @@ def failure_from(values: Any, where: str) -> Failure:
     names = {field.name for field in dataclasses.fields(Failure)}
     said = {name: value for name, value in values.items() if name in names} if isinstance(values, dict) else {}
     try:
-        return from_dict(Failure, said)
+        return from_dict(Failure, {"host": "", **said})  # where it does not say, not the host that reads it
     except InputError as error:
         fault = f"not a failure as this version writes it: {error.what}"
         raise InputError(fault, where, "remove the file: the cell is then missing") from None
@@ -80,7 +86,9 @@ def failure_of(error: BaseException, step: int | None = None, attempt: int | Non
     """What an exception that ended a run amounts to, from its type, its number and its words."""
     if isinstance(error, RunFailedError):
         return Failure(error.kind, str(error), step if error.step is None else error.step, attempt)
-    return Failure(_kind(error), _line(error), step, attempt)
+    kind = _kind(error)
+    remedy = f" ({_DO[kind]})" if kind in _DO else ""
+    return Failure(kind, _line(error) + remedy, step, attempt)
 
 
 def _kind(error: BaseException) -> str:

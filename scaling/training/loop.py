@@ -31,6 +31,8 @@ from scaling.training.trainer import Job, Report, Trainer
 from scaling.training.watchdog import Watchdog
 
 AS_USUAL = Care()
+TOKEN_BYTES = 4  # at most
+SLOWEST_READ = 20e6  # bytes a second, at which a text may be compared before that is taken for a hang
 
 
 def train(
@@ -77,8 +79,11 @@ def train(
         return windows, params, make_program(run, placement, make_mesh(placement))
 
     def check_texts() -> None:
+        """Microseconds as a rule; but a store that nobody has compared yet is read whole, and no sign of life comes."""
         for name in run.stores:
-            hosts.first_alone(lambda name=name: check(stores[name], verified or directory / "stores.json"))
+            tokens = sum(split.tokens for split in stores[name].splits.values())
+            with watchdog.phase("save", at_least=tokens * TOKEN_BYTES / SLOWEST_READ):
+                hosts.first_alone(lambda name=name: check(stores[name], verified or directory / "stores.json"))
 
     windows, params, program = hosts.together(prepared)
     job = Job(run, placement, stores, directory, program, windows, params, care, say)
@@ -87,8 +92,7 @@ def train(
         if result is not None:  # by the one that was at it until now
             attempt.tell(outcome="not needed")
             return result
-        with watchdog.phase("compile"):  # which may take as long: a store that nobody has compared yet is read whole
-            check_texts()
+        check_texts()
         with jax.set_mesh(program.mesh):
             checkpoints = Checkpoints(directory / "checkpoints", run_id(run), attempt.number, care.keep_every, say=say)
             devices = list(program.mesh.devices.flat)

@@ -61,7 +61,10 @@ def read_plan(path: Path) -> dict[str, Planned]:
     require(bool(cells) and bool(values.get("topology")), "places no cell", "plan with --topology=", str(path))
     said = values["topology"]
     require(isinstance(said, str) and len(said) <= LONG, f"topology {shown(said)} is none", where=str(path))
-    topology = parse_topology(said)
+    try:
+        topology = parse_topology(said)
+    except InputError as error:
+        raise InputError(str(error), str(path)) from None
     planned = [_planned(cell, topology, f"{path}: {shown(cell.get('run'))}") for cell in cells]
     return {run_id(cell.run): cell for cell in planned}
 

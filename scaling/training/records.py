@@ -13,7 +13,7 @@ from typing import Any
 import google_crc32c
 
 from scaling.errors import InputError
-from scaling.files import parse_json, read_bytes, read_json, write_json
+from scaling.files import parse_json, read_bytes, read_json, understood, write_json
 from scaling.specs import require, shown
 
 
@@ -29,25 +29,33 @@ def records_of(directory: pathlib.Path) -> pathlib.Path:
         return directory
     if (directory / "result.json").exists():
         return _winner(directory)
-    names = [path.parent.name for path in directory.glob("attempts/*/metrics.jsonl")]
-    numbers = [int(name) for name in names if name.isdecimal()]
-    return attempt_folder(directory, max(numbers)) if numbers else directory
+    folders = [attempt_folder(directory, number) for number in attempts_at(directory)]
+    begun = [folder for folder in folders if (folder / "metrics.jsonl").exists()]
+    return begun[-1] if begun else directory
+
+
+def attempts_at(directory: pathlib.Path) -> list[int]:
+    """The numbers of the attempts at a run that have a folder, in their order."""
+    names = [path.name for path in directory.glob("attempts/*")]
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def publish(directory: pathlib.Path) -> None:
     """Makes a run that has a result look like it: the metrics of the attempt that recorded it are moved up beside it,
     the attempt says that it did, and no failure of an earlier one is left.
 
-    Done again it does nothing; so where a kill cuts it short, whoever comes next does the rest.
+    Done again it does nothing; so where a kill cuts it short, whoever comes next does the rest. metrics.jsonl moves
+    last: where it is, all was done.
     """
     winner = _winner(directory)
-    for name in ("metrics.jsonl", "timing.jsonl"):
+    told = read_json(winner / "attempt.json")
+    with understood(winner / "attempt.json"):
+        if told["outcome"] != "recorded":
+            write_json(winner / "attempt.json", {**told, "outcome": "recorded"})
+    (directory / "failure.json").unlink(missing_ok=True)
+    for name in ("timing.jsonl", "metrics.jsonl"):
         with suppress(FileNotFoundError):
             os.replace(winner / name, directory / name)
-    told = read_json(winner / "attempt.json")
-    if told["outcome"] != "recorded":
-        write_json(winner / "attempt.json", {**told, "outcome": "recorded"})
-    (directory / "failure.json").unlink(missing_ok=True)
 
 
 def _winner(directory: pathlib.Path) -> pathlib.Path:

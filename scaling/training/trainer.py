@@ -168,8 +168,10 @@ class Trainer:
             restored = self.restored()
         if restored is None:
             start = 0
-            if self.checkpoints.set_aside and self.writes:
-                self.say("no checkpoint is good: the run starts over")
+            if self.checkpoints.set_aside:
+                hosts.told(lambda: self.inherit(self.attempt.number, 0))  # of those that were tried, no line stands
+                if self.writes:
+                    self.say("no checkpoint is good: the run starts over")
             with self.clock.measure("compile"), self.watchdog.phase("compile"):
                 state = self.program.init(jax.random.key(self.run.seed))
                 if self.first_params is not None:

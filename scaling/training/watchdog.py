@@ -72,9 +72,12 @@ class Watchdog:
         self._thread.join()
 
     @contextlib.contextmanager
-    def phase(self, name: PhaseName) -> Iterator[None]:
-        """Limits what is done inside. Its limit alone counts until its end; the clock outside stands still."""
-        self._turn_to((*self._phases, _Phase(name, self._limits[name])))
+    def phase(self, name: PhaseName, at_least: float = 0.0) -> Iterator[None]:
+        """Limits what is done inside. Its limit alone counts until its end; the clock outside stands still.
+
+        at_least: seconds that it may take in any case, where its work says how long that is.
+        """
+        self._turn_to((*self._phases, _Phase(name, max(self._limits[name], at_least))))
         try:
             yield
         finally:

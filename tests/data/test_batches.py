@@ -162,5 +162,5 @@ def test_a_store_of_less_than_one_window_is_refused(stores, spec):
 
 
 def test_a_data_seed_of_more_than_64_bits_is_refused(stores, spec):
-    with pytest.raises(InputError, match="not below 2"):
+    with pytest.raises(InputError, match="is beyond 64 bits"):
         batch(stores, dataclasses.replace(spec, seed=2**64), 4, 0)

@@ -211,6 +211,7 @@ def attempt(directory, **fields):
         (75, {"event": "stopped"}, {"outcome": "lost", "failure": ("killed", "of before")}),
         (75, {"kind": "disk_full", "retry": "soon"}, {"outcome": "failed", "failure": ("disk_full", "x")}),
         (3, {"kind": "diverged", "retry": "never"}, {"outcome": "failed", "failure": ("diverged", "x")}),
+        (137, {"kind": "diverged", "retry": "never"}, {"outcome": "failed", "failure": ("diverged", "x")}),
         (2, {"kind": "refused", "retry": "when mended"}, {"failure": ("refused", "no such store")}),
         (124, {"kind": "hung", "retry": "soon"}, {"outcome": "failed", "failure": ("hung", "x")}),
         (-9, {"kind": "killed", "retry": "soon"}, {"outcome": None}),
@@ -233,6 +234,12 @@ def test_what_came_of_a_command_is_told_by_its_files_and_its_code(tmp_path, code
     assert (event["event"] == "failed") == ("kind" in told)
     if "kind" in told:
         assert json.loads((directory / "failure.json").read_text())["reason"] == event["reason"]
+
+
+def test_what_ends_in_the_training_without_a_word_was_killed(tmp_path):
+    """By the watchdog's second line, which knows the code of bugs alone; a bug there would have left word."""
+    Sightings(60.0).take(tmp_path)
+    assert outcome(tmp_path, 1)["kind"] == "killed"
 
 
 def test_the_death_of_an_attempt_is_not_laid_on_the_next(tmp_path):

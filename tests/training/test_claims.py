@@ -75,6 +75,12 @@ def test_attempts_are_counted_and_what_they_spend_adds_up(tmp_path):
     assert spent["wall_seconds"] > read_claim(tmp_path).spent["wall_seconds"] > 0
 
 
+def test_where_a_claim_was_removed_no_number_is_given_out_again(tmp_path):
+    """Two attempts would share a folder, and the lines of metrics.jsonl in it."""
+    (tmp_path / "attempts" / "7").mkdir(parents=True)
+    assert Sightings(60.0).take(tmp_path).attempt == 8
+
+
 def test_a_claim_that_is_held_is_refused_with_its_host(tmp_path, holder):
     with pytest.raises(BusyError, match=f"on {read_claim(tmp_path).host}"):
         Sightings(60.0).take(tmp_path)

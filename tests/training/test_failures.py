@@ -52,6 +52,7 @@ def test_kinds(error, kind, retry, code):
     assert failure.step == (3 if isinstance(error, RunFailedError) else 7)
     assert "\n" not in failure.reason
     assert str(error).split(":")[0] in failure.reason
+    assert ("(" in failure.reason) >= (kind in ("disk_full", "unwritable", "out_of_memory"))  # what to do
 
 
 def test_failures_survive_their_json():

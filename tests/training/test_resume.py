@@ -118,15 +118,17 @@ def test_without_a_good_checkpoint_a_run_starts_over_and_says_so(run, stores, fi
     assert_same_training(run, tmp_path, finished)
 
 
-@pytest.mark.parametrize("damage", ["a line is lost", "a number is another", "all is lost"])
+@pytest.mark.parametrize("damage", ["a line is lost", "a number is another", "an early line is lost", "all is lost"])
 def test_a_checkpoint_whose_metrics_are_not_whole_is_not_used(run, stores, finished, tmp_path, damage):
-    """Both of steps 8 and 9 need line 7; so does every one since."""
+    """Both of steps 8 and 9 need line 7; so does every one since. An early line all need: the run starts over, and
+    none of the others, which stood until then, is left."""
     stopped_at(9, run, stores, tmp_path)
     path = tmp_path / "attempts" / "1" / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     changed = {
         "a line is lost": [*lines[:-3], *lines[-2:]],
         "a number is another": [*lines[:-1], lines[-1].replace('"loss": ', '"loss": 1')],
+        "an early line is lost": [*lines[:2], *lines[3:]],
         "all is lost": [],
     }
     path.write_text("".join(changed[damage]))
@@ -181,9 +183,9 @@ def test_of_two_results_the_first_stands(run, stores, finished, tmp_path, monkey
     """A woken owner may come to its end too, when another has recorded the result."""
     first = read_json(finished / "result.json")
     first["timing"]["attempt"] = 7
-    write_json(tmp_path / "attempts" / "7" / "attempt.json", {"attempt": 7, "outcome": None})
 
     def recorded_by_another(*arguments):
+        write_json(tmp_path / "attempts" / "7" / "attempt.json", {"attempt": 7, "outcome": None})
         record_once(tmp_path / "result.json", first)
         return make_result(*arguments)
 
