@@ -124,7 +124,8 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
     for key in values:
         if key not in fields:
             raise InputError(f"unknown key {shown(key)}", where, nearest(str(key)[:LONG], fields))
-    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
+    needed = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
+    missing = [name for name in fields if name in needed and name not in values]
     require(not missing, f"missing {', '.join(missing)}", f"{cls.__name__} needs them", where)
     nested = {}
     for name, value in values.items():

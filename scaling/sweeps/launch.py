@@ -242,6 +242,8 @@ def _on_signal(stop: threading.Event, running: list["subprocess.Popen[str]"]) ->
     """While open, SIGINT and SIGTERM ask the workers to save and stop, and kill those that do not in time."""
 
     def handle(*_: object) -> None:
+        if not stop.is_set():
+            print(f"\nstopping: cells in progress save their state, within {GRACE_SECONDS:.0f} s", file=sys.stderr)
         _ask_to_stop(stop, running)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -13,7 +13,7 @@ from scaling.files import read_json, write_json
 from scaling.runs import Placement, run_from_dict
 from scaling.specs import from_dict
 from scaling.sweeps.texts import VERIFIED
-from scaling.training.care import parse_care
+from scaling.training.care import Care, parse_care
 from scaling.training.claims import Claim, read_claim, seems_alive
 from scaling.training.failures import Failure, failure_of
 
@@ -86,7 +86,7 @@ def _faults_left(directory: pathlib.Path, writes: Callable[[], bool]) -> Iterato
         try:
             told = read_json(path) if path.exists() else None
             claim = read_claim(directory)
-            taken = seems_alive(claim, float("inf"))  # by another, whose failure this is not
+            taken = seems_alive(claim, Care().stale_seconds)  # by another, whose failure this is not
             if writes() and not taken and not _is_told(failure, told, claim):
                 write_json(path, failure.to_json())
         except Exception as second:  # of a disk that is full, say; the first one is what counts

@@ -136,9 +136,14 @@ def notes(table: pd.DataFrame) -> list[str]:
     faults = collections.Counter(kind for faults in table["faults"] for kind in faults)
     given_up = collections.Counter(table.loc[table["status"] == "failed", "kind"])
     if faults or given_up:
-        told = [f"failures: {_counted(faults)}"] if faults else []
+        told = [f"failed attempts so far: {_counted(faults)}"] if faults else []
         told += [f"failed now: {_counted(given_up)}"] if given_up else []
         lines.append("; ".join(told))
+    begun = int(((table["status"] == "missing") & (table["progress"] > 0)).sum())
+    if begun:
+        lines.append(
+            f"begun: {begun} of {int((table['status'] == 'missing').sum())} missing go on from their checkpoints"
+        )
     for row in table.itertuples():
         if row.quiet > QUIET_BEATS * BEAT_SECONDS:
             lines.append(f"quiet: {row.run}: no sign of life for {duration(row.quiet)} on {row.host}")

@@ -197,7 +197,7 @@ def died(directory: pathlib.Path, reason: str, kind: str = "killed") -> Failure:
     claim = read_claim(directory)
     failure = Failure(kind, reason, attempt=None if claim is None else claim.attempt)
     try:
-        if not seems_alive(claim, float("inf")) and not (directory / "result.json").exists():
+        if not seems_alive(claim, Care().stale_seconds) and not (directory / "result.json").exists():
             write_json(directory / "failure.json", failure.to_json())
     except (OSError, InputError) as error:  # a disk that is full, say, must not end the launcher too
         print(f"{directory}: failure.json could not be written: {error}", file=sys.stderr)

@@ -24,8 +24,7 @@ import jax
 
 from scaling.errors import BusyError, InputError, LostClaimError, RunFailedError, StoppedError
 from scaling.files import make_directory, read_json, write_json
-from scaling.runs import Placement, Run, run_to_dict
-from scaling.specs import to_dict
+from scaling.runs import Run, run_to_dict
 from scaling.training import claims, hosts, records
 from scaling.training.failures import Failure, failure_from, failure_of
 
@@ -72,6 +71,13 @@ class Attempt:
         if self._held is not None:
             write_json(self.folder / "attempt.json", self._told)
 
+    def leave_word(self, **facts: Any) -> None:
+        """As `tell`, where an error is under way that one of a full disk must not replace."""
+        try:
+            self.tell(**facts)
+        except (OSError, ValueError, InputError) as error:
+            print(f"{self.folder}: attempt.json could not be written: {error}", file=sys.stderr)
+
     def record(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Records the result, unless another attempt was first, and returns what then stands in result.json."""
 
@@ -112,7 +118,7 @@ class Attempt:
 
 
 @contextlib.contextmanager
-def begun(run: Run, placement: Placement, directory: pathlib.Path, stale_seconds: float) -> Iterator[Attempt]:
+def begun(run: Run, directory: pathlib.Path, stale_seconds: float) -> Iterator[Attempt]:
     """Holds the run of a directory for the processes that train it, and leaves word of how that ended.
 
     Raises BusyError while others hold it. What is raised inside becomes StoppedError, LostClaimError, BusyError,
@@ -125,8 +131,8 @@ def begun(run: Run, placement: Placement, directory: pathlib.Path, stale_seconds
             make_directory(directory)
             held.append(claims.take_patiently(directory, stale_seconds))
             held_here.enter_context(held[0].beating())
+            recorded(run, directory)  # refuses another run, which may have begun here a moment ago
             write_json(directory / "run.json", run_to_dict(run))
-            write_json(directory / "placement.json", to_dict(placement))
             return held[0].attempt
 
         number = hosts.told(lambda: _classified(begin))
@@ -134,15 +140,12 @@ def begun(run: Run, placement: Placement, directory: pathlib.Path, stale_seconds
         try:
             attempt.tell()
             yield attempt
-        except StoppedError:
-            attempt.tell(outcome="stopped")
-            raise
-        except LostClaimError:
-            attempt.tell(outcome="lost")
+        except (StoppedError, LostClaimError) as error:
+            attempt.leave_word(outcome="stopped" if isinstance(error, StoppedError) else "lost")
             raise
         except Exception as error:
             if attempt.is_taken_over():  # then nothing that goes wrong here is a failure of the run
-                attempt.tell(outcome="lost")
+                attempt.leave_word(outcome="lost")
                 raise claims.lost(directory) from error
             failure = failure_of(error, attempt.step, attempt.number)
             attempt.fail(failure)

@@ -36,7 +36,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from scaling.errors import InputError
+from scaling.errors import InputError, RunFailedError
 from scaling.specs import require
 from scaling.training import checkpoint_folders as folders
 from scaling.training import hosts
@@ -81,6 +81,10 @@ class Checkpoints:
         if self._writer is not None:
             try:
                 self.wait()
+            except (OSError, RunFailedError) as error:
+                if failure is None or not issubclass(failure, RunFailedError):
+                    raise
+                self._say(f"the last save has failed too: {error}")  # what ended the run is the reason that counts
             finally:
                 self._writer.close()
             if failure is None and self._saved:

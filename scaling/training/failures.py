@@ -28,6 +28,8 @@ _WORDS = (
 )
 _DEVICE_WORDS = (
     ("RESOURCE_EXHAUSTED", "out_of_memory"),
+    ("INVALID_ARGUMENT", "bug"),
+    ("UNIMPLEMENTED", "bug"),
     ("NCCL", "peer_lost"),
     ("coordination service", "peer_lost"),
     ("heartbeat", "peer_lost"),
@@ -96,9 +98,9 @@ def _kind(error: BaseException) -> str:
         return "storage"
     if isinstance(error, InputError):
         return "refused"
-    if isinstance(error, MemoryError):
-        return "out_of_memory"
     for each in _chain(error):
+        if isinstance(each, MemoryError):
+            return "out_of_memory"
         if isinstance(each, OSError) and each.errno in _ERRNOS:
             return _ERRNOS[each.errno]
         if kind := _said(str(each), _WORDS):

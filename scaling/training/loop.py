@@ -14,7 +14,9 @@ import jax
 import numpy as np
 
 from scaling.data.batches import Stores, eval_windows
-from scaling.data.store_check import check
+from scaling.data.store_check import Stamp, check, stamp
+from scaling.data.token_store import TokenStore
+from scaling.errors import RunFailedError
 from scaling.files import Path
 from scaling.parallel.mesh import make_mesh
 from scaling.runs import Placement, Run, run_id
@@ -70,8 +72,10 @@ def train(
     result = hosts.told(lambda: recorded(run, directory))
     if result is not None:
         return result
+    first_stamps: dict[str, list[Stamp]] = {}
 
     def prepared() -> tuple[dict[str, np.ndarray], Any, Program]:
+        first_stamps.update({name: stamp(stores[name]) for name in run.stores if name in stores})
         windows = eval_windows(stores, run.data)
         check_vocabulary(run, stores)
         params = first_params(run, placement, start)
@@ -83,16 +87,21 @@ def train(
         for name in run.stores:
             tokens = sum(split.tokens for split in stores[name].splits.values())
             with watchdog.phase("save", at_least=tokens * TOKEN_BYTES / SLOWEST_READ):
-                hosts.first_alone(lambda name=name: check(stores[name], verified or directory / "stores.json"))
+                hosts.first_alone(lambda name=name: _check_text(stores[name], known, first_stamps[name]))
 
-    windows, params, program = hosts.together(prepared)
-    job = Job(run, placement, stores, directory, program, windows, params, care, say)
-    with begun(run, placement, directory, care.stale_seconds) as attempt, _watched(care, attempt) as watchdog:
+    known = verified or directory / "stores.json"
+    with _watched(care) as (watchdog, watched), contextlib.ExitStack() as held:
+        with watchdog.phase("compile"):
+            windows, params, program = hosts.together(prepared)
+            attempt = held.enter_context(begun(run, directory, care.stale_seconds))
+        watched.append(attempt)
+        watchdog.stacks = attempt.folder / "stacks.txt"
         result = hosts.told(lambda: recorded(run, directory))
         if result is not None:  # by the one that was at it until now
             attempt.tell(outcome="not needed")
             return result
         check_texts()
+        job = Job(run, placement, stores, directory, program, windows, params, care, say)
         with jax.set_mesh(program.mesh):
             checkpoints = Checkpoints(directory / "checkpoints", run_id(run), attempt.number, care.keep_every, say=say)
             devices = list(program.mesh.devices.flat)
@@ -108,12 +117,25 @@ def train(
         return attempt.record(make_result(run, placement, stores, losses, seconds, attempt.spent(), attempt.number))
 
 
+def _check_text(store: TokenStore, known: pathlib.Path, first: list[Stamp]) -> None:
+    """Refuses a store that is not what it was, and one that somebody has written to since this process opened it."""
+    check(store, known)
+    if stamp(store) != first:
+        raise RunFailedError(
+            f"token store {store.content_id} was written to, and is what it was: batches in between may not have been "
+            "(started again, the run goes on from the checkpoint before)",
+            "storage",
+        )
+
+
 @contextlib.contextmanager
-def _watched(care: Care, attempt: Attempt) -> Iterator[Watchdog]:
-    """A watchdog that leaves the stacks and the reason with the attempt before it ends the process."""
+def _watched(care: Care) -> Iterator[tuple[Watchdog, list[Attempt]]]:
+    """A watchdog, and a list: the attempts put there are told before it ends the process."""
+    attempts: list[Attempt] = []
 
     def expired(reason: str) -> None:
-        attempt.fail(Failure("hung", reason, attempt.step, attempt.number))
+        for attempt in attempts:
+            attempt.fail(Failure("hung", reason, attempt.step, attempt.number))
 
-    with Watchdog(care, expired, attempt.folder / "stacks.txt") as watchdog:
-        yield watchdog
+    with Watchdog(care, expired) as watchdog:
+        yield watchdog, attempts

@@ -17,10 +17,11 @@ import numpy as np
 
 from scaling.data.batches import Stores, batch
 from scaling.errors import RunFailedError, StoppedError
-from scaling.files import write_text
+from scaling.files import write_json, write_text
 from scaling.models.counts import flops_per_token
 from scaling.parallel.mesh import batch_sharding
 from scaling.runs import Placement, Run, run_id
+from scaling.specs import to_dict
 from scaling.training import hosts, profiling, records
 from scaling.training.attempts import Attempt
 from scaling.training.care import Care
@@ -76,7 +77,7 @@ class Trainer:
     ):
         run, program = job.run, job.program
         self.run, self.stores, self.program, self.windows = run, job.stores, program, job.windows
-        self.first_params, self.devices = job.first_params, job.placement.devices
+        self.first_params, self.placement, self.devices = job.first_params, job.placement, job.placement.devices
         self.care, self.say = job.care, job.say
         self.directory, self.folder = job.directory, attempt.folder
         self.attempt, self.checkpoints, self.watchdog, self.check_texts = attempt, checkpoints, watchdog, check_texts
@@ -91,6 +92,7 @@ class Trainer:
         attempt.count(lambda: {"tokens": float(self.steps_taken * run.batch_tokens)})
         self.clock = records.Clock({})
         self.track: Track = lambda step, values: None
+        self.report: Report = lambda done, steps: None
 
     def train(
         self, report: Report, stopping: Callable[[], bool], trackers: Sequence[str], profile_steps: int
@@ -98,8 +100,10 @@ class Trainer:
         """Runs all steps that are left, watched by process 0. Returns the final held-out losses."""
         with self.watchdog.phase("save"):
             start, state = self.restored_or_new()
-        if not self.writes:
-            report, trackers, profile_steps = (lambda done, steps: None), (), 0
+        if self.writes:
+            self.report = report
+        else:
+            trackers, profile_steps = (), 0
         with (
             contextlib.ExitStack() as opened,
             profiling.profile_steps(self.directory, start + profiling.WARM_UP, profile_steps) as profile,
@@ -109,7 +113,7 @@ class Trainer:
             with self.watchdog.phase("compile"):
                 step, window_losses = self.compiled()
             with self.watchdog.phase("step"):
-                return self.steps_from(start, state, step, window_losses, report, stopping, profile)
+                return self.steps_from(start, state, step, window_losses, stopping, profile)
 
     def steps_from(
         self,
@@ -117,7 +121,6 @@ class Trainer:
         state: State,
         step: Callable[..., Any],
         window_losses: Callable[..., jax.Array],
-        report: Report,
         stopping: Callable[[], bool],
         profile: profiling.Profile,
     ) -> Losses:
@@ -151,8 +154,6 @@ class Trainer:
                 self.save(done, state)
                 saved_at = time.perf_counter()
                 self.votes.forget()
-            if logged:
-                report(done, run.steps)
             if stop and done < run.steps:
                 with self.watchdog.phase("save"):
                     self.checkpoints.wait()
@@ -179,7 +180,10 @@ class Trainer:
         else:
             start, state = restored
         self.first_params = None  # on the host, all of them
+        self.attempt.step = start
         self.attempt.tell(from_step=start, set_aside=self.checkpoints.set_aside)
+        if self.writes:
+            write_json(self.directory / "placement.json", to_dict(self.placement))
         return start, state
 
     def restored(self) -> tuple[int, State] | None:
@@ -238,6 +242,7 @@ class Trainer:
         logged = done % self.log_every == 0 or done == self.run.steps
         if logged:
             self.log(done, {"lr": float(self.rates[done - 1]), **values})
+            self.report(done, self.run.steps)
         if self.writes and (logged or self.pace.due()):
             self.say(self.pace.line(done, values["loss"], self.clock.so_far()))
 

@@ -50,12 +50,13 @@ class Watchdog:
     """Watches the thread that opens it, while it is open. One at a time in a process.
 
     expired: told the reason when a phase is over its limit, on a thread of its own, with NOTE_SECONDS to write it down.
-    It must not wait for other processes. stacks: the file that the stacks are added to, besides standard error.
+    It must not wait for other processes. stacks: a file that the stacks are added to, besides standard error; it may be
+    set later.
     """
 
-    def __init__(self, care: Care, expired: Callable[[str], None], stacks: pathlib.Path):
+    def __init__(self, care: Care, expired: Callable[[str], None], stacks: pathlib.Path | None = None):
         self._limits = {"compile": care.compile_seconds, "step": care.step_seconds, "save": care.save_seconds}
-        self._expired, self._stacks = expired, stacks
+        self._expired, self.stacks = expired, stacks
         self._tick = min(TICK_SECONDS, min(self._limits.values()) / 4)
         self._phases = (_Phase("other work", care.step_seconds),)  # the innermost last
         self._step: int | None = None
@@ -116,7 +117,7 @@ class Watchdog:
         last_resort.start()
         for tell in (
             lambda: _dump(reason, STANDARD_ERROR),
-            lambda: _dump(reason, self._stacks),
+            lambda: self.stacks is None or _dump(reason, self.stacks),
             lambda: self._expired(reason),
         ):
             try:

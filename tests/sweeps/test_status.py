@@ -225,7 +225,7 @@ def test_failures_are_counted_by_their_kinds(make_sweep, tmp_path):
     failure = Failure("diverged", "the loss rose").to_json()
     write_json(run_directory(tmp_path, diverged.id) / "failure.json", failure)
     table = pd.DataFrame([status_row(tmp_path, cell) for cell in (running, done, diverged, new)])
-    assert "failures: killed 2, disk_full 1, diverged 1; failed now: diverged 1" in notes(table)
+    assert "failed attempts so far: killed 2, disk_full 1, diverged 1; failed now: diverged 1" in notes(table)
 
 
 def test_throughput_is_told_of_what_runs(make_sweep, tmp_path):

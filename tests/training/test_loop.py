@@ -119,7 +119,7 @@ def test_a_recorded_result_is_returned_without_training(run, stores, finished, m
 
 
 def test_a_directory_in_use_is_refused(run, stores, tmp_path):
-    with begun(run, PLAIN, tmp_path, 60.0), pytest.raises(BusyError, match="another process is training this run"):
+    with begun(run, tmp_path, 60.0), pytest.raises(BusyError, match="another process is training this run"):
         train(run, PLAIN, stores, tmp_path, care=Care(stale_seconds=0.5 + 2 * claims.BEAT_SECONDS))
     assert not (tmp_path / "attempts" / "2").exists()
     assert not (tmp_path / "checkpoints").exists()
