@@ -75,9 +75,9 @@ def train(
     first_stamps: dict[str, list[Stamp]] = {}
 
     def prepared() -> tuple[dict[str, np.ndarray], Any, Program]:
-        first_stamps.update({name: stamp(stores[name]) for name in run.stores if name in stores})
         windows = eval_windows(stores, run.data)
         check_vocabulary(run, stores)
+        first_stamps.update({name: stamp(stores[name]) for name in run.stores})
         params = first_params(run, placement, start)
         hosts.check_devices(placement.devices)
         return windows, params, make_program(run, placement, make_mesh(placement))
