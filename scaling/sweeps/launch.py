@@ -4,12 +4,11 @@ import contextlib
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from scaling.errors import MENDED, NEVER, InputError
@@ -22,6 +21,7 @@ from scaling.sweeps.tasks import (
     cell_environment,
     cell_item,
     failed,
+    on_stop,
     outcome,
     pause,
     read_failure,
@@ -101,7 +101,7 @@ def run_cells(
     running: list[subprocess.Popen[str]] = []
     shares = _shares(way.workers or default_workers())
     threads = [threading.Thread(target=serve, args=(share,)) for share in shares[: len(tasks)]]
-    with _on_signal(stop, running):
+    with on_stop(lambda: _ask_to_stop(stop, running)):
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -237,24 +237,10 @@ def _close(worker: "subprocess.Popen[str]") -> None:
     worker.wait()
 
 
-@contextlib.contextmanager
-def _on_signal(stop: threading.Event, running: list["subprocess.Popen[str]"]) -> Iterator[None]:
-    """While open, SIGINT and SIGTERM ask the workers to save and stop, and kill those that do not in time."""
-
-    def handle(*_: object) -> None:
-        if not stop.is_set():
-            print(f"\nstopping: cells in progress save their state, within {GRACE_SECONDS:.0f} s", file=sys.stderr)
-        _ask_to_stop(stop, running)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _ask_to_stop(stop: threading.Event, running: list["subprocess.Popen[str]"]) -> None:
+    """Asks the workers to save and stop, and kills those that do not in time."""
+    if not stop.is_set():
+        print(f"\nstopping: cells in progress save their state, within {GRACE_SECONDS:.0f} s", file=sys.stderr)
     stop.set()
     for worker in running:
         worker.terminate()

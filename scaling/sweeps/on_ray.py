@@ -15,7 +15,6 @@ import dataclasses
 import importlib.util
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import threading
@@ -37,6 +36,7 @@ from scaling.sweeps.tasks import (
     cell_command,
     died,
     failed,
+    on_stop,
     outcome,
     pause,
     read_result,
@@ -114,7 +114,8 @@ def run_ray(workdir: pathlib.Path, tasks: Sequence[Task], way: Way, on_event: On
     try:
         if lack := lacking(way.ray_resources, [node["Resources"] for node in ray.nodes() if node["Alive"]]):
             print(f"Ray: {lack}; cells wait until one has", file=sys.stderr)  # a cluster that grows may get it yet
-        with _stop_asked() as stop, _ray_aside(shared.mark.with_name("cluster.log"), on_event) as tell:
+        stop = threading.Event()
+        with on_stop(stop.set), _ray_aside(shared.mark.with_name("cluster.log"), on_event) as tell:
             return _drive(ray, shared, tasks, tell, stop)
     finally:
         shared.mark.unlink(missing_ok=True)
@@ -272,19 +273,6 @@ def _stop(
 def _cancel(ray: Any, refs: Sequence[Any], force: bool = False) -> None:
     for ref in refs:
         ray.cancel(ref, force=force)
-
-
-@contextlib.contextmanager
-def _stop_asked() -> Iterator[threading.Event]:
-    """While open, SIGINT and SIGTERM set the event that it yields."""
-    stop = threading.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

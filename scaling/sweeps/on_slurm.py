@@ -10,17 +10,16 @@ requeues itself until it is done.
 SIGINT and SIGTERM cancel the jobs: what waits at once, what runs when it has saved.
 """
 
-import contextlib
 import dataclasses
 import pathlib
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from scaling.errors import MENDED, InputError
 from scaling.files import write_json, write_text
@@ -37,6 +36,7 @@ from scaling.sweeps.tasks import (
     cell_environment,
     died,
     failed,
+    on_stop,
     read_failure,
     read_result,
     steps_done,
@@ -87,7 +87,8 @@ def run_slurm(workdir: pathlib.Path, tasks: Sequence[Task], way: Way, on_event: 
     SLURM refuses a submission.
     """
     workdir = pathlib.Path(workdir).absolute()
-    with _stop_asked() as asked:
+    asked = threading.Event()
+    with on_stop(asked.set):
         watched = _queued(workdir, tasks)
         for processes in sorted({task.processes for task in tasks}):
             new = [i for i, task in enumerate(tasks) if i not in watched and task.processes == processes]
@@ -181,9 +182,9 @@ def _sbatch(command: list[str]) -> str:
     return done.stdout.strip().partition(";")[0]  # a cluster's name may follow
 
 
-def _follow(watched: dict[int, Watched], way: Way, on_event: OnEvent, asked: list[int]) -> None:
+def _follow(watched: dict[int, Watched], way: Way, on_event: OnEvent, asked: threading.Event) -> None:
     """Tells what happens to tasks, and drops those that are done or given up, until none is left or a stop is asked."""
-    while watched and not asked:
+    while watched and not asked.is_set():
         queue = queue_of({job.folder for job in watched.values()})
         for index, job in [] if queue is None else list(watched.items()):
             try:
@@ -195,7 +196,7 @@ def _follow(watched: dict[int, Watched], way: Way, on_event: OnEvent, asked: lis
                 if event["event"] in ("done", "failed"):
                     del watched[index]
         until = time.monotonic() + POLL_SECONDS
-        while watched and not asked and time.monotonic() < until:
+        while watched and not asked.is_set() and time.monotonic() < until:
             time.sleep(0.2)  # short waits, in which Python can run the signal handler
 
 
@@ -222,16 +223,3 @@ def _look(job: Watched, state: str, reason: str, way: Way) -> Event | None:
     if time.monotonic() - job.gone < FILES_SECONDS:
         return None
     return failed(died(job.task.directory, f"its job has ended without a word: {job.folder / f'{job.index}.log'}"))
-
-
-@contextlib.contextmanager
-def _stop_asked() -> Iterator[list[int]]:
-    """While open, SIGINT and SIGTERM go into the list that it yields."""
-    asked: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda got, _: asked.append(got)) for number in numbers}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -6,6 +6,7 @@ it, and returns False only if it was stopped by SIGINT or SIGTERM before all wer
 runs themselves (scaling.training.claims), so an engine may start one twice, or lose sight of one, and no harm is done.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import json
@@ -13,7 +14,7 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from scaling.errors import SOON, InputError, nearest
@@ -222,6 +223,18 @@ def steps_done(directory: pathlib.Path) -> int:
         return int(json.loads(lines[-1])["step"]) if lines else 0
     except (ValueError, TypeError, KeyError):
         raise InputError("the last line is no record of a step", str(directory / "metrics.jsonl")) from None
+
+
+@contextlib.contextmanager
+def on_stop(ask: Callable[[], None]) -> Iterator[None]:
+    """While open, SIGINT and SIGTERM call `ask`, and nothing else."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: ask()) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def die_with_parent(parent: int) -> None:
