@@ -65,8 +65,6 @@ class Checkpoints:
         read_only: bool = False,
         say: Callable[[str], None] = lambda line: None,
     ):
-        # Orbax tells every step of every save, and warns of all that reading alone implies.
-        logging.getLogger("absl").setLevel(logging.ERROR if read_only else logging.WARNING)
         self._directory, self._run_id, self._attempt = directory.absolute(), run_id, attempt
         self._keep_every, self._read_only, self._say = keep_every, read_only, say
         self._writer = None if read_only else ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
@@ -75,9 +73,18 @@ class Checkpoints:
         self.set_aside: list[dict[str, str]] = []
 
     def __enter__(self) -> "Checkpoints":
+        # Orbax tells every step of every save, and warns of all that reading alone implies.
+        self._log_level = logging.getLogger("absl").level
+        logging.getLogger("absl").setLevel(logging.ERROR if self._read_only else logging.WARNING)
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._close(failure)
+        finally:
+            logging.getLogger("absl").setLevel(self._log_level)
+
+    def _close(self, failure: type[BaseException] | None) -> None:
         if self._writer is not None:
             try:
                 self.wait()
