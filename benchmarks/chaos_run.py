@@ -128,7 +128,7 @@ def small_run(store: TokenStore, seed: int) -> Run:
     """About 10 s of steps on one core, and a second of evaluation at the end of three."""
     return Run(
         model=ModelShape(32, 2, 2, 64, vocab_size=264, tied_embeddings=True),
-        data=DataSpec(store.content_id, sequence_length=64, eval_windows=1000),
+        data=DataSpec(store.content_id, sequence_length=64, eval_windows=3000),
         batch_size=8,
         steps=STEPS,
         optimizer=OptimizerSpec(peak_lr=0.01),
@@ -227,7 +227,7 @@ def in_restore(luck: random.Random) -> Aim:
 
 def in_evaluation(luck: random.Random) -> Aim:
     """After the last step, while the held-out loss is taken."""
-    delay = luck.uniform(0, 0.2)
+    delay = luck.uniform(0, 0.05)
     return lambda life: until(life, lambda: f'{{"step": {STEPS}, ' in metrics(life)) and pause(delay)
 
 

@@ -25,7 +25,7 @@ from scaling.runs import Placement, run_id, run_to_dict
 from scaling.specs import to_dict
 from scaling.training import claims, hosts
 from scaling.training.loop import train
-from scaling.training.records import read_lines
+from scaling.training.records import read_lines, records_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -257,7 +257,9 @@ def test_commands_stop_together_and_go_on(run, store, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "4"}
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     plan = [f"--plan={tmp_path}/plan.json", "--cell=d16x2", f"--stores={store.path.parent}", f"--workdir={tmp_path}/w"]
-    metrics = tmp_path / "w" / "metrics.jsonl"
+
+    def lines():
+        return read_lines(records_of(tmp_path / "w") / "metrics.jsonl")
 
     def start():
         job = [f"--coordinator=localhost:{free_port()}", "--processes=2"]
@@ -278,17 +280,17 @@ def test_commands_stop_together_and_go_on(run, store, tmp_path):
         return [process.returncode for process in processes], said
 
     processes = start()
-    while not read_lines(metrics) and all(process.poll() is None for process in processes):
+    while not lines() and all(process.poll() is None for process in processes):
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGTERM)
     codes, said = ended(processes)
     assert codes == [75, 75], said
     assert all(f"of {run.steps}; its state is saved" in errors for _, errors in said)
-    stopped_at = read_lines(metrics)[-1]["step"]
+    stopped_at = lines()[-1]["step"]
     assert 1 <= stopped_at < run.steps
     codes, said = ended(start())
     assert codes == [0, 0], said
-    training = [line["step"] for line in read_lines(metrics) if "loss" in line]
+    training = [line["step"] for line in lines() if "loss" in line]
     assert training == list(range(1, run.steps + 1))
     (first, _), (second, _) = said
     assert f"step {stopped_at + 1}/{run.steps}  loss " in first
