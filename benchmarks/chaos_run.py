@@ -348,6 +348,8 @@ def whereabouts(life: Life) -> str:
     records = read_lines(life.folder / "metrics.jsonl")
     if not records or records[-1]["step"] <= told["from_step"]:
         return "while compiling, or in the first steps"
+    if records[-1]["step"] == STEPS and "eval" not in records[-1]:
+        return "in the final evaluation"  # also if the save before it is still under way
     if is_saving(life):
         return "while a checkpoint was written"
     if steps_saved(life, UNFINISHED):
@@ -357,4 +359,4 @@ def whereabouts(life: Life) -> str:
         return "right after a commit"
     if records[-1]["step"] < STEPS:
         return "in a step or an evaluation on the way"
-    return "before the result" if "eval" in records[-1] else "in the final evaluation"
+    return "before the result"
