@@ -239,9 +239,10 @@ def _close(worker: "subprocess.Popen[str]") -> None:
 
 def _ask_to_stop(stop: threading.Event, running: list["subprocess.Popen[str]"]) -> None:
     """Asks the workers to save and stop, and kills those that do not in time."""
-    if not stop.is_set():
+    told = stop.is_set()
+    stop.set()  # before anything is printed: a second Ctrl-C may come in the midst of that
+    if not told:
         print(f"\nstopping: cells in progress save their state, within {GRACE_SECONDS:.0f} s", file=sys.stderr)
-    stop.set()
     for worker in running:
         worker.terminate()
     killer = threading.Timer(GRACE_SECONDS, lambda: [worker.kill() for worker in running])
