@@ -121,6 +121,8 @@ class Attempt:
 def begun(run: Run, directory: pathlib.Path, stale_seconds: float) -> Iterator[Attempt]:
     """Holds the run of a directory for the processes that train it, and leaves word of how that ended.
 
+    An attempt that tells nothing, as it finds the result there, leaves no folder behind.
+
     Raises BusyError while others hold it. What is raised inside becomes StoppedError, LostClaimError, BusyError,
     InputError or RunFailedError with its kind; what has no kind is a bug, and raised as it is.
     """
@@ -138,7 +140,6 @@ def begun(run: Run, directory: pathlib.Path, stale_seconds: float) -> Iterator[A
         number = hosts.told(lambda: _classified(begin))
         attempt = Attempt(directory, number, held[0] if held else None)
         try:
-            attempt.tell()
             yield attempt
         except (StoppedError, LostClaimError) as error:
             attempt.leave_word(outcome="stopped" if isinstance(error, StoppedError) else "lost")

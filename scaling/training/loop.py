@@ -94,12 +94,12 @@ def train(
         with watchdog.phase("compile"):
             windows, params, program = hosts.together(prepared)
             attempt = held.enter_context(begun(run, directory, care.stale_seconds))
-        watched.append(attempt)
-        watchdog.stacks = attempt.folder / "stacks.txt"
         result = hosts.told(lambda: recorded(run, directory))
         if result is not None:  # by the one that was at it until now
-            attempt.tell(outcome="not needed")
             return result
+        attempt.tell()
+        watched.append(attempt)
+        watchdog.stacks = attempt.folder / "stacks.txt"
         check_texts()
         job = Job(run, placement, stores, directory, program, windows, params, care, say)
         with jax.set_mesh(program.mesh):

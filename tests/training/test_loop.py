@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from scaling.files import read_json
 from scaling.models.counts import counts
 from scaling.parallel.mesh import batch_sharding
 from scaling.runs import Placement, run_from_dict, run_id
-from scaling.training import claims, loop, trainer
+from scaling.training import claims, loop, step, trainer
 from scaling.training.attempts import begun
 from scaling.training.care import Care
 from scaling.training.checkpoints import Checkpoints
@@ -116,6 +117,22 @@ def test_a_recorded_result_is_returned_without_training(run, stores, finished, m
     before = (finished / "result.json").read_bytes()
     assert train(run, PLAIN, stores, finished) == json.loads(before)
     assert (finished / "result.json").read_bytes() == before
+
+
+def test_a_result_that_another_records_meanwhile_takes_no_attempt(run, stores, finished, tmp_path, monkeypatch):
+    """As for one that waits for the claim of a run, and gets it with the result."""
+    run_directory = shutil.copytree(finished, tmp_path / "run")
+    result = run_directory / "result.json"
+    content = result.read_bytes()
+    result.unlink()
+
+    def make_program(*arguments):
+        result.write_bytes(content)
+        return step.make_program(*arguments)
+
+    monkeypatch.setattr(loop, "make_program", make_program)
+    assert train(run, PLAIN, stores, run_directory) == json.loads(content)
+    assert [path.name for path in (run_directory / "attempts").iterdir()] == ["1"]
 
 
 def test_a_directory_in_use_is_refused(run, stores, tmp_path):
