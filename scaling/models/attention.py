@@ -19,6 +19,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from scaling.models.axes import Layout, constrain, on_each_device, spec
+from scaling.models.block_attention import block_attention
 from scaling.models.kernels import SPLASH_BLOCK, Attention
 
 LARGEST_BLOCK = 512  # of splash: blocks of scores, and what goes into them, must fit a TPU's vector memory
@@ -114,6 +115,8 @@ def attention(
         return checkpoint_name(_plain(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, layout), "attention")
     if kernel == "splash":
         return _splash(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, layout)
+    if kernel == "blocks":
+        return checkpoint_name(_blocks(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, layout), "attention")
     if kernel == "cudnn":
         return checkpoint_name(_cudnn(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, layout), "attention")
     raise ValueError(f"no attention kernel {kernel!r}")
@@ -124,6 +127,15 @@ def _plain(q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, lay
     q_BxLxHxK = constrain(layout, q_BxLxHxK, *_AXES)
     k_BxLxGxK, v_BxLxGxK = (constrain(layout, t, "batch", None, "heads", None) for t in (k_BxLxGxK, v_BxLxGxK))
     return constrain(layout, causal_attention(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, positions_L), *_AXES)
+
+
+def _blocks(q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, layout: Layout | None) -> jax.Array:
+    if layout is not None and layout.context > 1:
+        raise ValueError("attention in blocks takes whole sequences in their natural order")
+    q_BxLxHxK = constrain(layout, q_BxLxHxK, *_AXES)
+    k_BxLxGxK, v_BxLxGxK = (constrain(layout, t, "batch", None, "heads", None) for t in (k_BxLxGxK, v_BxLxGxK))
+    own = spec(_AXES)
+    return on_each_device(block_attention, layout, (own, own, own), own)(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK)
 
 
 def _cudnn(q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, layout: Layout | None) -> jax.Array:

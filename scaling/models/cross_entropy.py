@@ -17,16 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from scaling.models.axes import RULES, Layout, on_each_device, spec
-from scaling.models.kernels import MAX_LOGITS
+from scaling.models.chunks import own_chunk
 
 TOKENS = (*RULES["batch"], *RULES["length"])  # the mesh axes over which tokens are dealt
 Names = tuple[str, ...]
-
-
-def whole_chunk(length: int, vocab_size: int) -> int:
-    """The largest divisor of the length at which a sequence's fp32 logits take at most 16 MiB; 1 if none does."""
-    fitting = [chunk for chunk in range(1, length + 1) if length % chunk == 0 and chunk * vocab_size <= MAX_LOGITS]
-    return max(fitting, default=1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -41,8 +35,8 @@ def summed_cross_entropy(
     """Over all tokens, the sum of -log p(target) + z_loss log(Z)^2, and that of -log p(target): nats, in fp32.
 
     z_loss: weight of PaLM's auxiliary loss (Chowdhery et al. 2022, section 5). chunk: positions of a sequence whose
-    logits exist at a time; None: `whole_chunk`. The second sum is to be looked at and has no gradient. The gradient of
-    the head is summed in fp32 and then has the head's type.
+    logits exist at a time; None: `chunks.whole_chunk`. The second sum is to be looked at and has no gradient. The
+    gradient of the head is summed in fp32 and then has the head's type.
     """
     return _forward(hidden_BxLxD, head_DxV, targets_BxL, z_loss, chunk, layout)[0]
 
@@ -81,11 +75,7 @@ summed_cross_entropy.defvjp(_forward, _backward)
 
 
 def _own_chunk(hidden_BxLxD: jax.Array, head_DxV: jax.Array, chunk: int | None, layout: Layout | None) -> int:
-    """A device's positions at a time: those of the chunk that fall to it, rounded down to a divisor of all it has."""
-    L, V = hidden_BxLxD.shape[1], head_DxV.shape[1]
-    parts = layout.context if layout else 1
-    most = max(1, (chunk or whole_chunk(L, V)) // parts)
-    return max(size for size in range(1, most + 1) if L // parts % size == 0)
+    return own_chunk(hidden_BxLxD.shape[1], head_DxV.shape[1], chunk, layout.context if layout else 1)
 
 
 def _spread(f: Callable[..., Any], layout: Layout | None, results: Any) -> Callable[..., Any]:

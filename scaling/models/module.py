@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from scaling.models.axes import Axes, Layout, constrain, spec, without_embed
+from scaling.models.pointwise import normalised
+from scaling.models.products import product
 from scaling.runs import ModelShape
 
 Init = Callable[..., jax.Array]
@@ -21,10 +23,11 @@ Init = Callable[..., jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
-    """Which implementation computes what has several: see `choose_attention` and `choose_grouped_matmul`."""
+    """Which implementation computes what has several: see `choose_attention`, `choose_grouped_matmul`, `on_one_cpu`."""
 
     attention: str = "plain"
     grouped_matmul: str = "plain"
+    one_cpu: bool = False  # layers one after the other without a loop, and the products of scaling.models.products
 
 
 PLAIN = Kernels()
@@ -97,6 +100,24 @@ class Module(nn.Module):
         w = self.param(name, nn.with_logical_partitioning(init, axes), dimensions, jnp.float32)
         return gathered(w, axes, self.dtype, self.layout)
 
+    def product(self, x_BxLxD: jax.Array, w_DxF: jax.Array) -> jax.Array:
+        """x w, B x L x F."""
+        return product(x_BxLxD, w_DxF) if self.kernels.one_cpu else x_BxLxD @ w_DxF
+
+    def to_heads(self, x_BxLxD: jax.Array, w_DxHxK: jax.Array) -> jax.Array:
+        """x w, B x L x H x K. Axes are merged on one device alone: on a mesh they may lie over different ones."""
+        if not self.kernels.one_cpu:
+            return jnp.einsum("bld,dhk->blhk", x_BxLxD, w_DxHxK)
+        D, H, K = w_DxHxK.shape
+        return self.product(x_BxLxD, w_DxHxK.reshape(D, H * K)).reshape(*x_BxLxD.shape[:2], H, K)
+
+    def from_heads(self, x_BxLxHxK: jax.Array, w_HxKxD: jax.Array) -> jax.Array:
+        """x w, B x L x D."""
+        if not self.kernels.one_cpu:
+            return jnp.einsum("blhk,hkd->bld", x_BxLxHxK, w_HxKxD)
+        (B, L, H, K), D = x_BxLxHxK.shape, w_HxKxD.shape[2]
+        return self.product(x_BxLxHxK.reshape(B, L, H * K), w_HxKxD.reshape(H * K, D))
+
     def biased(self, y: jax.Array, name: str, axis: str) -> jax.Array:
         """A projection's result B x L x ..., plus its bias where the shape has them.
 
@@ -116,11 +137,6 @@ class Norm(Module):
         def vector(name: str, init: Init) -> jax.Array:
             return self.param(name, nn.with_logical_partitioning(init, ("norm",)), x.shape[-1:], jnp.float32)
 
-        y = x.astype(jnp.float32)
-        if self.shape.norm == "layernorm":
-            y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.shape.norm_epsilon)
-        y = y * vector("scale", nn.initializers.ones)
-        if self.shape.norm == "layernorm":
-            y = y + vector("bias", nn.initializers.zeros)
-        return y.astype(self.dtype)
+        scale_D = vector("scale", nn.initializers.ones)
+        bias_D = vector("bias", nn.initializers.zeros) if self.shape.norm == "layernorm" else None
+        return normalised(x, scale_D, bias_D, self.shape.norm_epsilon, self.dtype)

@@ -13,9 +13,11 @@ from jax.ad_checkpoint import checkpoint_name
 
 from scaling.models.attention import attention, balanced_order, rotary_tables, rotate
 from scaling.models.embedding import look_up
+from scaling.models.kernels import MOST_UNROLLED
 from scaling.models.module import PLAIN, Module, Norm, fan_in, residual_init, shifted
 from scaling.models.moe import Experts
 from scaling.models.pipeline import pipeline, tied
+from scaling.models.pointwise import gelu
 from scaling.models.remat import remat_policy
 from scaling.runs import ModelShape
 
@@ -30,9 +32,9 @@ class Attention(Module):
     def __call__(self, x_BxLxD: jax.Array, rotary: Tables) -> jax.Array:
         s = self.shape
         D, H, G, K = s.d_model, s.n_heads, s.kv_heads, s.head_size
-        q_BxLxHxK = jnp.einsum("bld,dhk->blhk", x_BxLxD, self.weight("q", fan_in(D), embed=D, heads=H, head_size=K))
-        k_BxLxGxK = jnp.einsum("bld,dgk->blgk", x_BxLxD, self.weight("k", fan_in(D), embed=D, heads=G, head_size=K))
-        v_BxLxGxK = jnp.einsum("bld,dgk->blgk", x_BxLxD, self.weight("v", fan_in(D), embed=D, heads=G, head_size=K))
+        q_BxLxHxK = self.to_heads(x_BxLxD, self.weight("q", fan_in(D), embed=D, heads=H, head_size=K))
+        k_BxLxGxK = self.to_heads(x_BxLxD, self.weight("k", fan_in(D), embed=D, heads=G, head_size=K))
+        v_BxLxGxK = self.to_heads(x_BxLxD, self.weight("v", fan_in(D), embed=D, heads=G, head_size=K))
         q_BxLxHxK = self.biased(q_BxLxHxK, "q", "heads")
         k_BxLxGxK = self.biased(k_BxLxGxK, "k", "heads")
         v_BxLxGxK = self.biased(v_BxLxGxK, "v", "heads")
@@ -46,7 +48,7 @@ class Attention(Module):
         )
         o_BxLxHxK = attention(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, self.kernels.attention, self.layout)
         out = self.weight("out", residual_init(s, H * K), heads=H, head_size=K, embed=D)
-        return self.biased(jnp.einsum("blhk,hkd->bld", o_BxLxHxK, out), "out", "embed")
+        return self.biased(self.from_heads(o_BxLxHxK, out), "out", "embed")
 
 
 class FeedForward(Module):
@@ -56,15 +58,16 @@ class FeedForward(Module):
     def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
         s = self.shape
         D, F = s.d_model, s.d_ff
-        h_BxLxF = self.biased(x_BxLxD @ self.weight("up", fan_in(D), embed=D, mlp=F), "up", "mlp")
+        h_BxLxF = self.biased(self.product(x_BxLxD, self.weight("up", fan_in(D), embed=D, mlp=F)), "up", "mlp")
         if s.activation == "swiglu":
-            gate_BxLxF = self.biased(x_BxLxD @ self.weight("gate", fan_in(D), embed=D, mlp=F), "gate", "mlp")
+            gate = self.weight("gate", fan_in(D), embed=D, mlp=F)
+            gate_BxLxF = self.biased(self.product(x_BxLxD, gate), "gate", "mlp")
             h_BxLxF = h_BxLxF * jax.nn.silu(gate_BxLxF)
         else:
-            h_BxLxF = jax.nn.gelu(h_BxLxF)
+            h_BxLxF = gelu(h_BxLxF)
         h_BxLxF = self.constrain(h_BxLxF, "batch", "length", "mlp")
         down = self.weight("down", residual_init(s, F), mlp=F, embed=D)
-        return self.biased(h_BxLxF @ down, "down", "embed")
+        return self.biased(self.product(h_BxLxF, down), "down", "embed")
 
 
 class Block(Module):
@@ -109,7 +112,9 @@ class Transformer(Module):
         if not s.tied_embeddings:
             self.head_DxV = self.weight("head", fan_in(D), embed=D, vocab=V)
         policy = remat_policy(self.remat, self.layout)
-        block = Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=not self.scan)
+        unrolled = self.kernels.one_cpu and s.n_layers <= MOST_UNROLLED
+        in_loop = self.scan and not unrolled
+        block = Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=not in_loop)
         if self.scan:
             self.blocks = nn.scan(
                 block,
@@ -117,6 +122,7 @@ class Transformer(Module):
                 split_rngs={"params": True},
                 in_axes=nn.broadcast,
                 length=s.n_layers,
+                unroll=s.n_layers if unrolled else 1,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(*self.common)
         else:

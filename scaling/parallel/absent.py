@@ -63,7 +63,8 @@ def absent_devices(topology: Topology) -> Sequence[jax.Device]:
     _check_libtpu()
     slices = {"num_slices": topology.slices} if topology.slices > 1 else {}
     cores = {"chip_config_name": "megacore"} if chip.name == "v4" else {}  # its two cores are one device
-    return topologies.get_topology_desc(platform="tpu", topology_name=name, **slices, **cores).devices
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if topology.slice_shape == (1, 1) else {}  # a host has four, else
+    return topologies.get_topology_desc(platform="tpu", topology_name=name, **slices, **cores, **alone).devices
 
 
 def compiler_of(platform: str) -> str:

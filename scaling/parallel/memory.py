@@ -18,8 +18,9 @@ off. The estimate orders placements and leaves a margin; the compiler decides (s
 import dataclasses
 import math
 
+from scaling.models.chunks import own_chunk
 from scaling.models.counts import block_biases, expert_rows, parameters
-from scaling.models.kernels import MAX_LOGITS, choose_attention
+from scaling.models.kernels import choose_attention
 from scaling.parallel.chips import GIB
 from scaling.parallel.topology import Topology
 from scaling.runs import ModelShape, Placement, Run
@@ -135,11 +136,14 @@ def saved_bytes(shape: ModelShape, block: Block, p: Placement, size: int, kernel
     if p.remat == "dots":  # but for the last product, which nobody reads again
         ups = 2 if shape.activation == "swiglu" else 1
         return 2 * stream + ((H + 2 * G) * K + ups * hidden) * size / p.tensor
-    # Everything: two norms with two fp32 arrays each, their results over the whole width, queries, keys, values and
-    # result, six steps of the activation, and of plain attention the scores in fp32 with their softmax.
-    norms = 16 * D / p.tensor + 2 * D * size
+    # What derivatives start from: the stream before each norm, what comes out of it over the whole width, queries,
+    # keys, values and result, the input and result of GELU or all six steps of another activation, and of plain
+    # attention the scores in fp32 with their softmax. On a mesh the result is kept twice: as the kernel has made it,
+    # and as it is laid out.
+    again = H * shape.head_size if p.devices > 1 else 0
+    steps = 6 if shape.activation == "swiglu" or shape.n_experts else 2
     scores = H * length * (8 + size) / p.tensor if kernel == "plain" else 0
-    return stream + norms + (2 * (H + G) * K + 6 * hidden) * size / p.tensor + scores
+    return 2 * stream + 2 * D * size + (2 * (H + G) * K + again + steps * hidden) * size / p.tensor + scores
 
 
 def _parameters(shape: ModelShape, block: Block, p: Placement) -> float:
@@ -167,16 +171,17 @@ def _layer(
         rows = tokens * p.expert * min(shape.experts_per_token, block.experts / p.expert)
     wide = rows * 3 * F / p.tensor + (rows * 3 * D if shape.n_experts else 0)
     heads = tokens * (2 * H + 2 * G * p.context) * K / p.tensor
-    # Queries against all keys, forward again and backward, in fp32 and in the compute type.
-    scores = tokens * H * length / p.tensor * (8 + 2 * size) if kernel == "plain" else 0
+    # Queries against all keys, in fp32 and in the compute type: backward, and forward again if they were not kept.
+    scores = tokens * H * length / p.tensor * (4 + size) if kernel == "plain" else 0
+    scores *= 1 if p.remat == "none" else 2
     return size * (LAYER_COPIES * _weights(block, p) + wide + heads + 3 * tokens * D) + scores
 
 
 def _loss(run: Run, p: Placement, size: int, tokens: float) -> float:
-    """The head in the compute type, its gradient in fp32, final hidden states, and logits of a chunk: in fp32, their
-    exponential, and their gradient in the compute type."""
+    """The head in the compute type, its gradient in fp32, final hidden states, and logits of a chunk: in fp32, where
+    their exponentials take their place, and their gradient in the compute type."""
     D, length = run.model.d_model, run.data.sequence_length
     words = run.model.vocab_size / (p.tensor * p.stage)
-    chunk = p.loss_chunk or min(length, max(1, MAX_LOGITS // run.model.vocab_size))
-    logits = tokens * chunk / length * words * (8 + size)
+    chunk = own_chunk(length, run.model.vocab_size, p.loss_chunk, p.context)
+    logits = tokens * chunk / (length / p.context) * words * (4 + size)
     return D * words * (4 + size) + 2 * tokens * D * size + logits

@@ -30,6 +30,7 @@ import dataclasses
 import math
 
 from scaling.models.counts import flops_per_token
+from scaling.models.kernels import CPU_BLOCK
 from scaling.parallel.memory import BYTES, Block, attention_kernel, block_of
 from scaling.parallel.topology import Topology
 from scaling.parallel.wires import LATENCY, wires
@@ -99,10 +100,12 @@ class StepEstimate:
 def work_of(remat: str, kernel: str, swiglu: bool) -> Work:
     """The work of this project's own program. The product that ends a block is not computed again: nobody reads it.
 
-    splash computes the scores twice in its backward pass (seven products over two), cuDNN once (five); the plain kernel
-    has them (four), and ignores the mask.
+    splash computes the scores twice in its backward pass (seven products over two), cuDNN and the blocks of a CPU once
+    (five); the plain kernel has them (four), and ignores the mask.
     """
-    backward, tile = {"splash": (3.5, 512), "cudnn": (2.5, 128), "plain": (2.0, None)}[kernel]
+    backward, tile = {"splash": (3.5, 512), "cudnn": (2.5, 128), "blocks": (2.5, CPU_BLOCK), "plain": (2.0, None)}[
+        kernel
+    ]
     up = 2 / 3 if swiglu else 1 / 2
     projections, attention, feed_forward, between = {
         "none": (0, 0, 0, 0),

@@ -15,10 +15,11 @@ from scaling.models.attention import balanced_order
 from scaling.models.axes import Layout, constrain, spec
 from scaling.models.cross_entropy import summed_cross_entropy, token_nll
 from scaling.models.grouped_matmul import choose_grouped_matmul
-from scaling.models.kernels import choose_attention
+from scaling.models.kernels import choose_attention, on_one_cpu
 from scaling.models.module import Kernels
 from scaling.models.transformer import Stats, Transformer, init_params
 from scaling.parallel.mesh import batch_sharding, layout_of, shardings
+from scaling.parallel.xla_flags import compiler_options
 from scaling.runs import ModelShape, OptimizerSpec, Placement, Run
 from scaling.training.optimizer import decay_mask, make_optimizer
 
@@ -98,7 +99,7 @@ def make_program(run: Run, placement: Placement, mesh: Mesh) -> Program:
     return _program(run.model, run.precision, run.z_loss, run.data.sequence_length, optimizer, placement, mesh)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=16)  # a sweep trains its sizes side by side; what was compiled goes with them
 def _program(
     shape: ModelShape,
     precision: str,
@@ -197,6 +198,7 @@ def _program(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), nn.unbox(boxed), sharding
     )
     rows = batch_sharding(mesh)
+    options = compiler_options(mesh.devices.flat[0].platform, mesh.devices.flat[0].device_kind)
     return Program(
         mesh,
         abstract_state,
@@ -206,6 +208,7 @@ def _program(
             donate_argnums=0,
             in_shardings=(sharding, rows, None),
             out_shardings=(sharding, None),
+            compiler_options=options or None,
         ),
         window_losses=jax.jit(
             traced(window_losses),
@@ -230,4 +233,5 @@ def kernels_of(placement: Placement, shape: ModelShape, length: int, precision: 
     return Kernels(
         choose_attention(placement.kernels, platform, shape, length, precision, placement.context),
         choose_grouped_matmul(placement.kernels, platform),
+        on_one_cpu(placement, platform),
     )

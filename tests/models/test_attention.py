@@ -167,7 +167,10 @@ SMALL = ModelShape(d_model=512, n_layers=2, n_heads=8, d_ff=32, vocab_size=64)
         ("plain", "gpu", {"context": 2}),
         ("plain", "gpu", {"shape": dataclasses.replace(SMALL, d_head=136)}),
         ("plain", "gpu", {"shape": dataclasses.replace(SMALL, d_head=60)}),
-        ("plain", "cpu", {}),
+        ("blocks", "cpu", {}),
+        ("blocks", "cpu", {"length": 2001, "precision": "fp32"}),
+        ("plain", "cpu", {"context": 2}),
+        ("plain", "cpu", {"kernels": "plain"}),
     ],
 )
 def test_the_kernel_is_the_platforms_own_where_it_can(kernel, platform, changes):
@@ -180,6 +183,8 @@ def test_what_cannot_be_is_refused():
         attention(*arrays()[:3], "fast", None)
     with pytest.raises(ValueError, match="cudnn kernel has no mask"):
         attention(*arrays()[:3], "cudnn", Layout(context=2))
+    with pytest.raises(ValueError, match="takes whole sequences"):
+        attention(*arrays()[:3], "blocks", Layout(context=2))
 
 
 COMPILED = """

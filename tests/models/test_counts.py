@@ -65,10 +65,14 @@ def pieces(shape):
 
 
 def traced_step(shape, length, batch_size, scan_layers):
-    """The training step and the abstract arguments that it is called with."""
+    """The training step and the abstract arguments that it is called with.
+
+    By the plain kernels, as counts are of all pairs of positions: in blocks attention skips some, and computes others
+    again.
+    """
     data = DataSpec("store", length, 2)
     run = Run(shape, data, batch_size, 10, OptimizerSpec(1e-3), ScheduleSpec("cosine", 1), z_loss=1e-4)
-    placement = Placement(scan_layers=scan_layers, loss_chunk=length)  # a chunk takes one more product
+    placement = Placement(scan_layers=scan_layers, loss_chunk=length, kernels="plain")  # a chunk takes one more product
     program = make_program(run, placement, make_mesh(placement))
     tokens_BxM = jax.ShapeDtypeStruct((batch_size, length + 1), np.int32)
     return program.step, (program.abstract_state, tokens_BxM, jax.ShapeDtypeStruct((), np.float32))
@@ -185,9 +189,10 @@ REDUCTIONS = ("reduce_sum", "reduce_max")
 
 
 def test_what_xla_counts_beyond_at_d_32_is_elementwise_arithmetic():
-    """With V = 257 XLA counts 6 % more. It is all there in the traced step: an operation an entry of each elementwise
-    result, comparisons and choices too, and of each entry that is summed. 0.3 % is for what XLA makes of the others
-    (gathers, powers).
+    """With V = 257 XLA counts 7 % more. It is all there in the traced step: an operation an entry of each elementwise
+    result, comparisons and choices too, and of each entry that is summed. 0.5 % is for what XLA makes of the others
+    (gathers, powers), and for what it finds written twice or for nothing: 0.4 % since the derivatives of norms and GELU
+    are written out.
     """
     length, batch_size = 64, 8
     step, arguments = traced_step(TINY, length, batch_size, scan_layers=False)
@@ -199,8 +204,8 @@ def test_what_xla_counts_beyond_at_d_32_is_elementwise_arithmetic():
         beyond += times * equation.invars[0].aval.size if name in REDUCTIONS else 0
     model = flops_per_token(TINY, length) * length * batch_size
     xla = step.lower(*arguments).cost_analysis()["flops"]
-    assert 1.05 < xla / model < 1.07
-    assert abs(xla - beyond - model) < 0.003 * model
+    assert 1.06 < xla / model < 1.08
+    assert abs(xla - beyond - model) < 0.005 * model
 
 
 @pytest.mark.parametrize("label", CHINCHILLA)

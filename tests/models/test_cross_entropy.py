@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from scaling.models.axes import Layout
-from scaling.models.cross_entropy import summed_cross_entropy, token_nll, whole_chunk
+from scaling.models.chunks import whole_chunk
+from scaling.models.cross_entropy import summed_cross_entropy, token_nll
 from scaling.parallel.mesh import make_mesh
 from scaling.runs import Placement
 

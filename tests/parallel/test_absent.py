@@ -199,7 +199,18 @@ print(json.dumps([len(devices), devices[0].device_kind, devices[0].platform, sli
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
-    ["v4:2x2x2", "v5e:16x16", "4xv5e:4x4", "v5p:4x4x4", "v6e:4x4", "tpu7x:2x2x1", "h100:8", "h100:64", "h200:16"],
+    [
+        "v4:2x2x2",
+        "v5e:1x1",
+        "v5e:16x16",
+        "4xv5e:4x4",
+        "v5p:4x4x4",
+        "v6e:4x4",
+        "tpu7x:2x2x1",
+        "h100:8",
+        "h100:64",
+        "h200:16",
+    ],
 )
 def test_devices_of_absent_hardware_are_those_of_the_topology(text):
     topology = parse_topology(text)

@@ -229,7 +229,7 @@ def test_a_run_that_loses_what_it_has_learned_has_diverged(run, stores, tmp_path
     Stopped and started again on the way, it is found at the same step.
     """
     rates = learning_rates(run := dataclasses.replace(run, steps=100, eval_points=1))
-    rates[50] = 1e4
+    rates[50] = 1e3
     monkeypatch.setattr(trainer, "learning_rates", lambda _: rates)
     reasons = []
     for name, stops in (("whole", []), ("stopped", [52, 6])):
