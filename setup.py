@@ -46,6 +46,8 @@ setup(
         ],
         "watch": ["tensorboard>=2.21,<3", "wandb>=0.31,<1"],
         "ray": ["ray>=2.60,<3"],  # --launcher=ray; 2.60 has topology_strategy, which keeps a cell within a TPU slice
+        # The peer of tools.benchmark. Both are imported by its own process alone.
+        "benchmark": ["torch>=2.8,<3", "transformers>=5,<6"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.13", "nvidia-ml-py>=12.560.30,<14"],
         # Compilers for hardware that is not here (tools.plan --aot), in the versions that jax pins: libtpu, and the
