@@ -30,6 +30,7 @@ PLAN = flags.DEFINE_string("plan", None, "A plan of tools.plan, whose placement 
 TRACKERS = flags.DEFINE_list("trackers", [], "Where to watch the run besides: tensorboard, wandb.")
 PROFILE_STEPS = flags.DEFINE_integer("profile_steps", 0, "Steps to take a profile of.", lower_bound=0)
 CARE = flags.DEFINE_string("care", "", care.HELP)
+COMPILATIONS = flags.DEFINE_string("compilations", None, command.COMPILATIONS_HELP)
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One process of several that jax finds: SLURM, GKE, TPU pods.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "Or HOST:PORT of process 0, with the next two.")
 PROCESSES = flags.DEFINE_integer("processes", None, "How many processes train the cell.", lower_bound=1)
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
     if several:
         hosts.connect(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)
         stop_on_signals(stop)
-    keep_compilations(workdir / "compilations")
+    keep_compilations(command.compilations(COMPILATIONS.value, workdir))
     with hosts.leaving():
         result = train_cell(
             cell_item(workdir, cell, sweep, way),

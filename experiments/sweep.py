@@ -41,12 +41,13 @@ LAUNCHER = flags.DEFINE_enum("launcher", "local", LAUNCHERS, "Where the cells ru
 WORKERS = flags.DEFINE_integer(
     "workers",
     None,
-    "Cells at a time. By default, here one a core where jax computes on the CPU, else one; on a cluster as many as it "
-    "has room for.",
+    "Cells at a time. By default, here one a core where jax computes on the CPU, else as many as have room on its "
+    "devices; on a cluster as many as it has room for.",
     lower_bound=1,
 )
 RETRIES = flags.DEFINE_integer("retries", 3, "How often a cell is tried again that was killed, say.", lower_bound=0)
 CARE = flags.DEFINE_string("care", "", care.HELP)
+COMPILATIONS = flags.DEFINE_string("compilations", None, command.COMPILATIONS_HELP)
 DEVICES_PER_PROCESS = flags.DEFINE_integer(
     "devices_per_process", None, "Devices that each process of a cell has; by default one has all.", lower_bound=1
 )
@@ -99,6 +100,7 @@ def _way(plan: dict[str, Planned]) -> Way:
         plan=PLAN.value,
         launcher=LAUNCHER.value,
         care=care.parse_care(CARE.value),
+        compilations=COMPILATIONS.value,
         retries=RETRIES.value,
         devices_per_process=DEVICES_PER_PROCESS.value,
         sbatch=tuple(SBATCH.value),

@@ -45,6 +45,7 @@ STORES = flags.DEFINE_string("stores", command.default_stores(), "Directory wher
 TRACKERS = flags.DEFINE_list("trackers", [], "Where to watch the run besides: tensorboard, wandb.")
 PROFILE_STEPS = flags.DEFINE_integer("profile_steps", 0, "Steps to take a profile of.", lower_bound=0)
 CARE = flags.DEFINE_string("care", "", care.HELP)
+COMPILATIONS = flags.DEFINE_string("compilations", None, command.COMPILATIONS_HELP)
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One process of several that jax finds: SLURM, GKE, TPU pods.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "Or HOST:PORT of process 0, with the next two.")
 PROCESSES = flags.DEFINE_integer("processes", None, "How many processes train the run.", lower_bound=1)
@@ -92,7 +93,7 @@ def _train(task: Task, workdir: pathlib.Path) -> dict[str, Any] | None:
     from scaling.training.compilations import keep_compilations
     from scaling.training.loop import train
 
-    keep_compilations(workdir / "compilations")
+    keep_compilations(command.compilations(COMPILATIONS.value, workdir))
     if (planned := task.planned) is not None:
         here = hardware()
         if hosts.writes():

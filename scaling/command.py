@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from scaling.errors import BusyError, InputError, LostClaimError, RunFailedError, StoppedError
 
 DONE, BAD_INPUT, FAILED, AGAIN = 0, 2, 3, 75
+COMPILATIONS_HELP = "Where compiled programs are kept. By default in SCALING_COMPILATIONS, if set, else in WORKDIR."
 
 
 def launch(main: Callable[[list[str]], int | None]) -> None:
@@ -42,6 +43,15 @@ def config_values(config: flags.FlagHolder) -> dict[str, Any]:
 def default_stores() -> str:
     """Where token stores are kept unless a flag says otherwise: SCALING_STORES, or the user's cache."""
     return os.environ.get("SCALING_STORES", str(pathlib.Path.home() / ".cache" / "scaling" / "stores"))
+
+
+def compilations(flag: str | None, workdir: pathlib.Path) -> pathlib.Path:
+    """Where compiled programs are kept: as a flag says, or SCALING_COMPILATIONS, or else in the workdir.
+
+    The workdir is what a job that is started again on another machine finds again, of all its directories. One place
+    for all sweeps of a user lets the second of them start warm.
+    """
+    return pathlib.Path(flag or os.environ.get("SCALING_COMPILATIONS") or workdir / "compilations")
 
 
 def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:

@@ -8,6 +8,7 @@ import pandas as pd
 from scaling.data.synthetic import best_loss
 from scaling.data.token_store import TokenStore
 from scaling.sweeps.cells import Common
+from scaling.sweeps.forks import saved_words
 from scaling.sweeps.results import totals
 from scaling.sweeps.workdir import Sweep
 
@@ -26,6 +27,8 @@ def of_study(shared: Common, sweep: Sweep, results: pd.DataFrame, runs: Sequence
         notes.append(f"Trained on a mixture: {'; '.join(parts)}.")
     notes += [f"Also evaluated on {name}: {_told(store)}." for name, store in text.validation]
     notes.append(f"Recipe: {shared.config.recipe}. Cells: {totals(results)}.")
+    if "trunk" in results:
+        notes.append(f"{saved_words(results)}. Runs of one trunk share its noise.")
     refined = sum(cell.refined for cell in sweep.grid)
     if refined:
         notes.append(

@@ -20,7 +20,7 @@ ONE = "--config=experiments/configs/one.py"
 FORKS = """
 import contextlib, io, json, os, runpy, sys
 import ml_collections.config_flags, pandas
-import scaling.study, scaling.sweeps.plan, scaling.sweeps.status
+import scaling.conclusions, scaling.study, scaling.sweeps.plan, scaling.sweeps.status
 
 for line in sys.stdin:
     module, arguments, out, err = json.loads(line)
@@ -106,8 +106,10 @@ FLAGS = {
     "tools.status": ("workdir", "[no]watch", "[no]all", "profile"),
     "tools.analyze": ("runs", "curves", "out", "law", "unit", "[no]thorough", "target_flops", "loss_unit"),
     "tools.compare": ("a", "b", "out", "loss_unit"),
+    "tools.benchmark": ("of", "config", "cells", "stores", "suppose_vocab", "peer", "repeats", "compare", "out"),
     "tools.tokenize": ("source", "tokenizer", "processes", "out"),
     "tools.tune": ("runs", "base", "out"),
+    "tools.probe": ("config", "stores", "rates", "seeds", "out"),
     "tools.prepare_tfds": ("source", "name", "convert", "out"),
     "tools.export": ("run", "format", "store", "out"),
     "tools.import_hf": ("checkpoint", "out"),
@@ -169,6 +171,7 @@ def test_an_argument_without_a_flag_is_refused(refused, module):
         "tools.compare": ["--a=a", "--b=b", "--out=o"],
         "tools.tokenize": ["--out=o"],
         "tools.tune": ["--runs=r", "--out=o"],
+        "tools.probe": ["--out=o"],
         "tools.prepare_tfds": ["--out=o"],
         "tools.export": ["--run=r", "--out=o"],
         "tools.import_hf": ["--checkpoint=c", "--out=o"],
@@ -186,6 +189,7 @@ def test_an_argument_without_a_flag_is_refused(refused, module):
         ("tools.compare", "a"),
         ("tools.tokenize", "out"),
         ("tools.tune", "runs"),
+        ("tools.probe", "out"),
         ("tools.prepare_tfds", "out"),
         ("tools.export", "run"),
         ("tools.import_hf", "checkpoint"),
@@ -377,6 +381,23 @@ def test_an_output_that_cannot_be_written_is_refused(refused, tmp_path):
 def test_an_empty_name_of_a_folder_is_refused(refused, module, needed):
     """A folder without a name would be the current one, or the root."""
     assert refused(module, *needed, "--out=") == "flag --out=: name a folder"
+
+
+@pytest.mark.parametrize(
+    ("flags", "fault"),
+    [
+        ([], "nothing to measure (--of=step,start,data,sweep, or --config=)"),
+        (["--of=stp"], "--of=stp is unknown (did you mean step?)"),
+        (["--of=step", "--compare=/nowhere.json"], "/nowhere.json: no such file"),
+        (["--of=step", "--compare=README.md"], "README.md: not JSON"),
+        (["--of=step", "--out=docs"], "--out=docs is a folder (name a file)"),
+        (["--of=step", "--cells=70m"], "--cells or --suppose_vocab without --config"),
+        (["--of=step", "--peer=jax"], "should be one of <auto|torch|none>"),
+        ([SMOKE, "--cells=70m"], "no cell of about 70m"),
+    ],
+)
+def test_a_benchmark_that_cannot_be_is_refused_at_once(refused, flags, fault):
+    assert fault in refused("tools.benchmark", *flags)
 
 
 def test_no_table_to_tune_from_is_refused(refused):

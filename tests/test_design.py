@@ -34,11 +34,13 @@ MAY_IMPORT = {
     "parallel": {"runs", "models"},
     "training": {"runs", "models", "data", "recipes", "parallel"},
     "sweeps": {"runs", "models", "data", "recipes", "rules", "parallel", "training"},
+    "speed": {"runs", "models", "data", "recipes", "parallel", "training", "sweeps"},
     "analysis": {"rules"},
     "notes": {"data", "sweeps"},
     "prediction": {"models", "sweeps", "analysis"},
     "tuned": {"recipes", "rules", "sweeps", "analysis"},
-    "study": {"runs", "recipes", "sweeps", "analysis", "notes", "prediction", "tuned"},
+    "conclusions": {"runs", "recipes", "sweeps", "analysis", "notes", "prediction", "tuned"},
+    "study": {"runs", "sweeps", "conclusions"},
 }
 ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow", "torch"}
 
@@ -97,7 +99,9 @@ def test_the_ground_floor_stands_on_errors_alone():
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in SCALING if part(path) not in ("models", "parallel", "training")], ids=name_of
+    "path",
+    [path for path in SCALING if part(path) not in ("models", "parallel", "training", "speed")],
+    ids=name_of,
 )
 def test_only_what_computes_imports_jax(path):
     """Planning, data and analysis work on any machine, and a launcher must leave the accelerators to its workers."""
@@ -106,7 +110,7 @@ def test_only_what_computes_imports_jax(path):
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in SCALING if part(path) in ("sweeps", "study", "recipes")], ids=name_of
+    "path", [path for path in SCALING if part(path) in ("sweeps", "study", "conclusions", "recipes")], ids=name_of
 )
 def test_sweeps_know_models_by_their_counts_and_sizes(path):
     models = {name.split(".")[2] for name in imported(parse(path)) if name.startswith("scaling.models.")}
@@ -117,7 +121,8 @@ def test_no_command_imports_jax_before_it_trains():
     """What a command imports at its start, all of it: --help and refusals come at once."""
     code = (
         "import sys\n"
-        "import scaling.study, scaling.sweeps.status, scaling.sweeps.plan, scaling.command\n"
+        "import scaling.study, scaling.conclusions, scaling.sweeps.status, scaling.sweeps.plan, scaling.command\n"
+        "import scaling.speed.parts, scaling.speed.peer\n"
         f"assert not {ACCELERATED!r} & set(sys.modules), {ACCELERATED!r} & set(sys.modules)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

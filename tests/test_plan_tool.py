@@ -106,6 +106,19 @@ def test_cells_price_and_power_are_chosen(tmp_path):
         assert cell["kwh_est"] == pytest.approx(cell["chip_hours_est"] / 10)
 
 
+def test_small_cells_are_planned_side_by_side(tmp_path):
+    """A node of GPUs, each of which holds a cell with room to spare: the plan says so, and how much stands idle."""
+    out = tmp_path / "plan.json"
+    done = plan(*SMOKE, "--topology=h100:8", f"--out={out}")
+    values = json_of(done, out)
+    cells, totals = values["cells"], values["totals"]
+    assert {cell["topology"] for cell in cells} == {"h100:1"}
+    assert totals["elapsed_hours_est"] < sum(cell["hours_est"] for cell in cells)
+    assert totals["elapsed_hours_est"] >= max(cell["hours_est"] for cell in cells)
+    assert "; estimated, side by side on h100:8: " in done.stdout
+    assert f"; devices idle {1 - totals['busy_est']:.1%}" in done.stdout
+
+
 def test_the_compiler_proves_a_plan(tmp_path):
     """By the compiler of this machine, for its fake devices: the cell of least work, and the whole way to the file."""
     out = tmp_path / "plan.json"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling import prediction, study
+from scaling import conclusions, prediction, study
 from scaling.analysis.analyze import analyze
 from scaling.analysis.curves import read_curves
 from scaling.analysis.report import report_dict
@@ -89,8 +89,9 @@ def simulate(monkeypatch):
 
     def put(execute=simulated):
         monkeypatch.setattr(study, "execute", execute)
-        monkeypatch.setattr(study, "analyze", functools.partial(analyze, resamples=RESAMPLES))
-        monkeypatch.setattr(study.report, "write_report", numbers_only)
+        monkeypatch.setattr(conclusions, "execute", execute)
+        monkeypatch.setattr(conclusions, "analyze", functools.partial(analyze, resamples=RESAMPLES))
+        monkeypatch.setattr(conclusions.report, "write_report", numbers_only)
 
     put()
     return put
@@ -111,7 +112,8 @@ def known(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("known") / "sweep"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "execute", simulated)
-        patch.setattr(study, "analyze", functools.partial(analyze, resamples=RESAMPLES))
+        patch.setattr(conclusions, "execute", simulated)
+        patch.setattr(conclusions, "analyze", functools.partial(analyze, resamples=RESAMPLES))
         run_study(config_of(), texts_of(1e9), workdir, Way(1))
     return workdir, report_of(workdir)
 

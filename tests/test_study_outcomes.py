@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling import study
+from scaling import conclusions, study
 from scaling.analysis.analyze import analyze
 from scaling.analysis.rates import find_optima
 from scaling.analysis.report import report_dict
@@ -73,8 +73,9 @@ def numbers_only(analysis, out_dir, *, next_runs, prediction, rates, notes, titl
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     monkeypatch.setattr(study, "execute", simulated)
-    monkeypatch.setattr(study.report, "write_report", numbers_only)
-    monkeypatch.setattr(study, "analyze", functools.partial(analyze, resamples=100))
+    monkeypatch.setattr(conclusions, "execute", simulated)
+    monkeypatch.setattr(conclusions.report, "write_report", numbers_only)
+    monkeypatch.setattr(conclusions, "analyze", functools.partial(analyze, resamples=100))
 
     def start(refine=False, source="some:text", **changes):
         done = run_study(

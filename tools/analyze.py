@@ -141,7 +141,7 @@ def _of_sweep(analysis: Analysis, workdir: pathlib.Path) -> dict[str, Any]:
         return {}
     # Imported here: a table of other people's runs needs none of what makes and stores runs.
     from scaling.analysis.tuning import rates_report
-    from scaling.study import configured
+    from scaling.conclusions import configured
     from scaling.sweeps.cells import Common
     from scaling.sweeps.texts import text_of
     from scaling.sweeps.variants import varied_config

@@ -7,7 +7,8 @@ python -m tools.plan --config=... --topology=v5e:16x16 [--cells=16b,d640x10] [--
 The second plans with a text of a supposed size, which need not be there. The third finds for each cell the fastest
 placement that fits, with its memory, time, energy and cost: estimates, in columns whose heads end in est. With --aot
 the compiler of that hardware, which need not be there either, accepts a placement or refuses it, and then the next is
-tried. experiments.sweep and experiments.train take the plan with --plan=.
+tried. On one machine (h100:8, v5e:2x2) cells that are too small to use all of its devices get a part of them each, and
+run side by side. experiments.sweep and experiments.train take the plan with --plan=.
 """
 
 import dataclasses
@@ -33,6 +34,7 @@ from scaling.specs import require
 from scaling.sweeps import plan
 from scaling.sweeps.cells import Cell, all_stores
 from scaling.sweeps.config import SweepConfig, sweep_config
+from scaling.sweeps.forks import groups, plan_words, trunk_steps
 from scaling.sweeps.grid import make_grid
 from scaling.sweeps.prove import prove_all
 from scaling.sweeps.texts import Texts, data_configs, planned_text, prepare_texts
@@ -75,6 +77,7 @@ COLUMNS = {
     "tokens_per_parameter": ("tokens/N", "{:.1f}".format),
     "batch_tokens": ("tokens/step", "{:,}".format),
     "steps": ("steps", "{:,}".format),
+    "trunk_steps": ("from trunk", lambda steps: f"{steps:,}" if steps else ""),
     "peak_lr": ("peak rate", "{:.2e}".format),
     "epochs": ("epochs", "{:.2f}".format),
     "flops_error": ("FLOP error", "{:+.2%}".format),
@@ -112,9 +115,10 @@ def main(argv: list[str]) -> None:
     check_variants(config)
     texts = _texts(config)
     cells, dropped = make_grid(config, texts)
+    forked = groups(config, cells)
     if CELLS.value is not None:
         cells = plan.select(cells, CELLS.value)
-    rows = plan.plan_rows(cells, all_stores(texts))
+    rows = plan.plan_rows(cells, all_stores(texts), trunk_steps(forked))
     if topology is None:
         for cell in cells:
             config.placement.check(cell.run)
@@ -128,8 +132,10 @@ def main(argv: list[str]) -> None:
         print(line)
     for cell in dropped:
         print(f"dropped: {cell}")
-    summed = plan.totals(rows)
-    print(_totals(summed, topology))
+    summed = plan.totals(rows, topology)
+    print(_totals(summed, rows, topology))
+    if forked:
+        print(plan_words(forked))
     for line in plan.repetition(config, texts, rows):
         print(line)
     if OUT.value is not None:
@@ -158,31 +164,34 @@ def _texts(config: SweepConfig) -> Texts:
 def _placed(rows: Sequence[dict[str, Any]], cells: Sequence[Cell], topology: Topology) -> list[dict[str, Any]]:
     """The rows with what the topology adds to each. Raises InputError if none of the cells fits."""
     runs = {plan.program_of(cell.run): cell.run for cell in cells}
-    found = dict(zip(runs, _planned(list(runs.values()), topology), strict=True))
+    parts = plan.parts_of(cells, topology, {row["run"]: row["trunk_steps"] for row in rows})
+    found = dict(zip(runs, _planned([(run, parts[program]) for program, run in runs.items()], topology), strict=True))
     first = next(iter(found.values()))
     require(
         any(planned.candidate for planned in found.values()), f"no cell fits {topology.text}; the first: {first.fault}"
     )
     prices = PRICE.value, POWER.value
     return [
-        {**row, **plan.placement_columns(cell.run, found[plan.program_of(cell.run)], topology, *prices)}
+        {**row, **plan.placement_columns(cell.run, found[program], parts[program], *prices, row["trunk_steps"])}
         for row, cell in zip(rows, cells, strict=True)
+        for program in [plan.program_of(cell.run)]
     ]
 
 
-def _planned(runs: Sequence[Run], topology: Topology) -> list[plan.Planned]:
-    """Where each run goes, by the estimates, or with --aot by the compiler, whose tries are told on standard error."""
+def _planned(runs: Sequence[tuple[Run, Topology]], topology: Topology) -> list[plan.Planned]:
+    """Where each run goes on its part of the topology, by the estimates, or with --aot by the compiler, whose tries are
+    told on standard error."""
     with progress_bar(len(runs), "program", f"{'compiling' if AOT.value else 'placing'} for {topology.text}") as bar:
 
-        def planned(run: Run) -> plan.Planned:
+        def planned(run: Run, part: Topology) -> plan.Planned:
             def report(line: str) -> None:
                 bar.write(f"{run_id(run)}: {line}", file=sys.stderr)
 
-            found = plan.proved(run, topology, report) if AOT.value else plan.estimated(run, topology)
+            found = plan.proved(run, part, report) if AOT.value else plan.estimated(run, part)
             bar.update()
             return found
 
-        return prove_all([functools.partial(planned, run) for run in runs], PROVERS.value)
+        return prove_all([functools.partial(planned, *run) for run in runs], PROVERS.value)
 
 
 def _hardware(topology: Topology) -> str:
@@ -229,15 +238,21 @@ def _collectives(proof: dict[str, Any]) -> str:
     return ", ".join(kinds) or "no collectives"
 
 
-def _totals(summed: dict[str, float], topology: Topology | None) -> str:
+def _totals(summed: dict[str, float], rows: Sequence[dict[str, Any]], topology: Topology | None) -> str:
     """What the whole sweep takes, in a line."""
     line = f"{summed['cells']} cells, {summed['C']:.3g} FLOPs, {summed['D']:.3g} tokens"
     if "hours_est" not in summed:
         return line
-    hours, chip_hours, kwh = (_figures(summed[name]) for name in ("hours_est", "chip_hours_est", "kwh_est"))
+    names = ("elapsed_hours_est", "chip_hours_est", "kwh_est")
+    hours, chip_hours, kwh = (_figures(summed[name]) for name in names)
+    how = (
+        "side by side"
+        if any(topology.text != row["topology"] for row in rows if row["topology"])
+        else "one after the other"
+    )
     return (
-        f"{line}; estimated, one after the other on {topology.text}: {hours} hours, {chip_hours} chip-hours, "
-        f"{kwh} kWh, {_dollars(summed['cost_est'])}"
+        f"{line}; estimated, {how} on {topology.text}: {hours} hours, {chip_hours} chip-hours, {kwh} kWh, "
+        f"{_dollars(summed['cost_est'])}; devices idle {1 - summed['busy_est']:.1%}"
     )
 
 

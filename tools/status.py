@@ -11,6 +11,7 @@ import pathlib
 from absl import flags
 
 from scaling import command
+from scaling.sweeps.forks import groups, plan_words
 from scaling.sweeps.results import totals
 from scaling.sweeps.status import ask_profile, notes, status_rows, status_text, time_left
 from scaling.sweeps.watch import watch
@@ -56,6 +57,8 @@ def main(argv: list[str]) -> None:
         table = status_rows(workdir, sweep)
         print(status_text(table))
         print(*notes(table), f"{totals(table)}; {time_left(table)}", sep="\n")
+        if found := groups(sweep.config, sweep.cells):
+            print(plan_words(found))
 
 
 if __name__ == "__main__":

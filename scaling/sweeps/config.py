@@ -154,7 +154,18 @@ class DurationsConfig:
         )
 
 
-PLAIN, ONE_DEVICE = ModelConfig(), Placement()
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """In which order the cells of one size are trained: each from scratch, or with warm-up, stable, decay the longest
+    of them for all, up to where each decays (scaling.sweeps.forks). Results are the same to the bit."""
+
+    schedule: Literal["scratch", "forked"] = "scratch"
+
+    def __post_init__(self) -> None:
+        settle(self, "config.sweep")
+
+
+PLAIN, ONE_DEVICE, FROM_SCRATCH = ModelConfig(), Placement(), ScheduleConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +189,7 @@ class SweepConfig:
     eval_points: int = 10
     prediction: float = 0.0  # budget of the test, in largest budgets; 0: no test
     placement: Placement = ONE_DEVICE
+    sweep: ScheduleConfig = FROM_SCRATCH
 
     def __post_init__(self) -> None:
         settle(self, "config")

@@ -1,15 +1,18 @@
 """Doing what a sweep has not done yet, by the engine that was asked for, under one progress line."""
 
+import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scaling.errors import NEVER, InputError, StoppedError
 from scaling.progress import progress_bar
 from scaling.sweeps.cells import Cell
+from scaling.sweeps.forks import groups, trunk_steps, trunks
 from scaling.sweeps.launch import run_local
 from scaling.sweeps.tasks import Engine, Event, Task, Way, make_task, read_failure, read_result
 from scaling.sweeps.workdir import Sweep, run_directory
+from scaling.training.records import saved_step
 
 LAUNCHERS = ("local", "slurm", "ray")
 
@@ -62,11 +65,26 @@ def execute(workdir: pathlib.Path, sweep: Sweep, cells: Sequence[Cell], way: Way
             failed.append((cell, failure.reason))
         else:
             todo.append(cell)
+    tasks = {cell.id: make_task(workdir, cell, sweep.config.placement, way) for cell in todo}
+    tasks |= _forks(sweep, tasks)
     # Largest first, so that no worker is left with a long one at the end; small models take longer for a FLOP.
-    todo.sort(key=lambda cell: (-(cell.budget or cell.flops), cell.run.model.d_model))
-    tasks = [make_task(workdir, cell, sweep.config.placement, way) for cell in todo]
-    failed += _train(workdir, todo, tasks, len(cells) - len(todo), way) if todo else []
+    todo.sort(key=lambda c: (-(c.budget or c.flops) * tasks[c.id].flops / c.flops, c.run.model.d_model))
+    ordered = [tasks[cell.id] for cell in todo]
+    failed += _train(workdir, todo, ordered, len(cells) - len(todo), way) if todo else []
     return failed
+
+
+def _forks(sweep: Sweep, tasks: Mapping[str, Task]) -> dict[str, Task]:
+    """Those of the tasks whose trunks take steps for them: that were handed over, or will be by a trunk among them."""
+    found = groups(sweep.config, sweep.cells)
+    trunk_of, steps = trunks(found), trunk_steps(found)
+    forks = {}
+    for name, task in tasks.items():
+        first, trunk = steps.get(name, 0), trunk_of.get(name)
+        if first and (trunk in tasks or saved_step(task.directory) >= first):
+            flops = task.flops * (1 - first / task.steps)
+            forks[name] = dataclasses.replace(task, after=trunk if trunk in tasks else None, first=first, flops=flops)
+    return forks
 
 
 def _train(workdir: pathlib.Path, todo: list[Cell], tasks: list[Task], before: int, way: Way) -> list[tuple[Cell, str]]:
@@ -78,7 +96,7 @@ def _train(workdir: pathlib.Path, todo: list[Cell], tasks: list[Task], before: i
         def on_event(index: int, event: Event) -> None:
             nonlocal finished
             kind, flops = event["event"], tasks[index].flops
-            share = event["done"] / event["steps"] if kind == "progress" else 1.0
+            share = tasks[index].share(event["done"]) if kind == "progress" else 1.0
             if kind in ("progress", "done", "failed"):
                 bar.update(flops * share - done_flops[index])
                 done_flops[index] = flops * share

@@ -25,6 +25,7 @@ from scaling.sweeps.cells import (
     tokens_of,
 )
 from scaling.sweeps.config import SweepConfig
+from scaling.sweeps.forks import groups
 from scaling.sweeps.texts import Texts
 from scaling.sweeps.variants import check_variants
 from scaling.sweeps.vary import label
@@ -38,7 +39,8 @@ def make_grid(config: SweepConfig, texts: Texts) -> tuple[tuple[Cell, ...], tupl
 
     The sizes of all budgets are rungs of one ladder, even in log N: budgets share shapes, and so compilations.
     Raises InputError for a variant of an unknown field, for a budget with fewer than four sizes or with sizes on one
-    side of the prior optimum only, if no cell is left, and for too little text to evaluate on.
+    side of the prior optimum only, if no cell is left, for too little text to evaluate on, and for cells that are to be
+    forked and differ before they decay.
     """
     check_variants(config)
     cells: dict[tuple[str, str], Cell] = {}  # a budget and a duration, and two variants, may ask for the same run
@@ -53,6 +55,7 @@ def make_grid(config: SweepConfig, texts: Texts) -> tuple[tuple[Cell, ...], tupl
         raise InputError(f"no cell is left of {len(dropped)}; the first to be dropped: {dropped[0]}", where="config")
     for spec in {cell.run.data for cell in cells.values()}:
         check_eval_windows(all_stores(texts), spec)
+    groups(config, cells.values())
     return tuple(cells.values()), tuple(dropped)
 
 

@@ -1,6 +1,8 @@
 """Running cells side by side in worker processes on this machine, next to launchers that do the same elsewhere."""
 
 import contextlib
+import importlib.metadata
+import importlib.util
 import json
 import os
 import pathlib
@@ -9,9 +11,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from scaling.command import compilations
 from scaling.errors import MENDED, NEVER, InputError
+from scaling.sweeps import packing
 from scaling.sweeps.tasks import (
     Event,
     OnEvent,
@@ -27,6 +31,7 @@ from scaling.sweeps.tasks import (
     read_failure,
     read_result,
     steps_done,
+    waits,
 )
 from scaling.sweeps.workdir import read_sweep
 from scaling.training.claims import Sightings, read_claim, seems_alive
@@ -36,28 +41,50 @@ GRACE_SECONDS = 60.0  # between being asked to stop and being killed: time for a
 LOOK_SECONDS = 2.0  # between two looks at a cell that another launcher has
 
 
-def default_workers() -> int:
-    """One worker a core where jax computes on the CPU, else one, which holds the accelerators.
+class Share(NamedTuple):
+    """What of this machine a worker has. cores: to stay on, comma-separated; "": any. environment: what it is told."""
 
-    On a CPU, at sizes where a matrix product does not fill two cores, two one-thread processes do nearly twice the work
-    of one process with two threads.
-    """
+    cores: str
+    environment: dict[str, str]
+
+
+def devices_here() -> tuple[str, int]:
+    """The platform of jax's devices on this machine (cpu, gpu, tpu), and how many of them there are."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu" or not _has_plugins():
+        return "cpu", 1
     # Another process asks, because asking takes hold of an accelerator.
-    ask = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
-    backend = subprocess.run(ask, check=True, capture_output=True, text=True).stdout.split()[-1]
-    return len(_cores()) if backend == "cpu" else 1
+    ask = [sys.executable, "-c", "import jax; print(jax.default_backend(), jax.local_device_count())"]
+    backend, number = subprocess.run(ask, check=True, capture_output=True, text=True).stdout.split()[-2:]
+    return backend, int(number)
+
+
+def _has_plugins() -> bool:
+    """Whether jax may find anything but a CPU here. It looks in these places; its own look takes a second."""
+    named = importlib.metadata.entry_points(group="jax_plugins")
+    modules = [name for name in ("jax_plugins", "libtpu") if importlib.util.find_spec(name)]
+    return bool(named or modules or "PJRT_NAMES_AND_LIBRARY_PATHS" in os.environ)
 
 
 def run_local(workdir: pathlib.Path, tasks: Sequence[Task], way: Way, on_event: OnEvent) -> bool:
     """Trains cells, in order, as workers become free, and waits for those that other launchers train.
 
-    An engine, as scaling.sweeps.tasks has it. What workers print goes to workers.log, what they compile to
-    compilations.
+    An engine, as scaling.sweeps.tasks has it. Cells of as many devices run together, those of the most first (see
+    scaling.sweeps.packing). What workers print goes to workers.log.
     """
     sweep = read_sweep(workdir)
     cells = {cell.id: cell for cell in sweep.cells}
-    items = [cell_item(workdir, cells[task.run], sweep, way) for task in tasks]
-    return run_cells(tasks, items, way, workdir / "workers.log", workdir / "compilations", on_event)
+    for width in sorted({task.devices for task in tasks}, reverse=True):
+        places = [k for k, task in enumerate(tasks) if task.devices == width]
+        some = [tasks[k] for k in places]
+        items = [cell_item(workdir, cells[task.run], sweep, way) for task in some]
+
+        def tell(index: int, event: Event, places: list[int] = places) -> None:
+            on_event(places[index], event)
+
+        cache = compilations(way.compilations, workdir)
+        if not run_cells(some, items, way, workdir / "workers.log", cache, tell):
+            return False
+    return True
 
 
 def run_cells(
@@ -78,16 +105,18 @@ def run_cells(
     agenda = Agenda(tasks, way, on_event)
     faults: list[Exception] = []
 
-    def serve(cores: str) -> None:
+    def serve(share: Share, rank: int) -> None:
         worker = None
         try:
             while (index := agenda.next(stop)) is not None:
                 if worker is None or worker.poll() is not None:
-                    worker = _start(cores, log, cache)
+                    worker = _start(share, log, cache)
                     running.append(worker)
                 if stop.is_set():
                     break
-                end = _one_cell(worker, items[index], lambda event, index=index: agenda.tell(index, event))
+                following = agenda.later(rank)
+                item = {**items[index], "next": None if following is None else items[following]}
+                end = _one_cell(worker, item, lambda event, index=index: agenda.tell(index, event))
                 agenda.ended(index, end, stop.is_set())
                 # It will stop at every cell, or have no device that works: the next one is for a new worker.
                 if end["event"] == "stopped" or end.get("kind") == "device":
@@ -99,8 +128,8 @@ def run_cells(
             _close(worker)
 
     running: list[subprocess.Popen[str]] = []
-    shares = _shares(way.workers or default_workers())
-    threads = [threading.Thread(target=serve, args=(share,)) for share in shares[: len(tasks)]]
+    shares = _shares(way.workers, max((task.devices for task in tasks), default=1))
+    threads = [threading.Thread(target=serve, args=(share, k)) for k, share in enumerate(shares[: len(tasks)])]
     with on_stop(lambda: _ask_to_stop(stop, running)):
         for thread in threads:
             thread.start()
@@ -117,12 +146,14 @@ class Agenda:
 
     A cell leaves it when it is done or given up, by this launcher or by another. It comes back when it failed of what
     may be gone, after a pause, and when another launcher has it, to be looked at again every LOOK_SECONDS. Whose a cell
-    is, its files say; two launchers that take it at once are told apart by its claim.
+    is, its files say; two launchers that take it at once are told apart by its claim. A fork waits until its trunk has
+    handed over to it, or is over.
     """
 
     def __init__(self, tasks: Sequence[Task], way: Way, on_event: OnEvent):
         self._tasks, self._way, self._on_event = tasks, way, on_event
         self._due = dict.fromkeys(range(len(tasks)), 0.0)  # of the cells that wait, by time.monotonic()
+        self._left = {task.run for task in tasks}  # the cells that are not over
         self._tries = [0] * len(tasks)
         self._known = [_failure_bytes(task) for task in tasks]  # failures from before: this start is another chance
         self._sightings = Sightings(way.care.stale_seconds)
@@ -146,6 +177,12 @@ class Agenda:
             stop.wait(0.1)
         return None
 
+    def later(self, place: int) -> int | None:
+        """The cell that stands at a place among those that wait: a guess at what comes, which promises nothing."""
+        with self._lock:
+            waiting = sorted(self._due)
+        return waiting[place] if place < len(waiting) else None
+
     def ended(self, index: int, event: Event, stopped: bool) -> None:
         """How a cell that was started has ended: tells so, and puts it back if it is not over."""
         with self._lock:
@@ -157,6 +194,8 @@ class Agenda:
                 self._known[index] = _failure_bytes(self._tasks[index])
             elif event["event"] == "busy" or (event["event"] == "stopped" and not stopped):
                 self._due[index] = time.monotonic() + LOOK_SECONDS
+            else:
+                self._over(index)
             if event["event"] != "busy":
                 self._on_event(index, event)
 
@@ -173,12 +212,22 @@ class Agenda:
             end, busy = failed(Failure("refused", str(error))), False
         if end is not None:
             del self._due[index]
+            self._over(index)
             self._on_event(index, end)
+            return False
+        if not busy and waits(task, self._left):
+            self._due[index] = time.monotonic() + LOOK_SECONDS
             return False
         if busy:
             self._due[index] = time.monotonic() + LOOK_SECONDS
             self._on_event(index, {"event": "progress", "done": done, "steps": task.steps})
         return not busy
+
+    def _over(self, index: int) -> None:
+        """A cell has left the agenda: its forks need not wait any more."""
+        run = self._tasks[index].run
+        self._left.discard(run)
+        self._due |= {fork: 0.0 for fork in self._due if self._tasks[fork].after == run}
 
     def _end_elsewhere(self, index: int) -> Event | None:
         """How another launcher has ended a cell, None if it has not."""
@@ -217,9 +266,9 @@ def _one_cell(worker: "subprocess.Popen[str]", item: dict[str, Any], tell: Calla
         return failed(Failure("refused", str(error)))
 
 
-def _start(cores: str, log: pathlib.Path, cache: pathlib.Path) -> "subprocess.Popen[str]":
+def _start(share: Share, log: pathlib.Path, cache: pathlib.Path) -> "subprocess.Popen[str]":
     """Starts a worker, which ends with this thread."""
-    options = [f"--cores={cores}", f"--cache={cache}", f"--parent={os.getpid()}"]
+    options = [f"--cores={share.cores}", f"--cache={cache}", f"--parent={os.getpid()}"]
     with open(log, "a", encoding="utf-8") as errors:
         return subprocess.Popen(
             [sys.executable, "-m", "scaling.sweeps.worker", *options],
@@ -227,7 +276,7 @@ def _start(cores: str, log: pathlib.Path, cache: pathlib.Path) -> "subprocess.Po
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=cell_environment(),
+            env={**cell_environment(), **share.environment},
         )
 
 
@@ -250,12 +299,22 @@ def _ask_to_stop(stop: threading.Event, running: list["subprocess.Popen[str]"]) 
     killer.start()
 
 
-def _shares(workers: int) -> list[str]:
-    """The cores of each worker, all of ours dealt out; "" pins nothing: a lone worker, too few cores, or no way to."""
+def _shares(workers: int | None, width: int = 1) -> list[Share]:
+    """What each worker has, so many or as many as there is room for, for cells of `width` devices.
+
+    On a CPU its cores, all of them dealt out, one a worker by default: at sizes where a matrix product does not fill
+    two cores, two one-thread processes do nearly twice the work of one process with two threads. Of accelerators
+    `width` each (scaling.sweeps.packing). Workers that outnumber the cores share them.
+    """
+    platform, devices = devices_here()
+    if platform != "cpu":
+        held = packing.groups(devices, width, workers)
+        return [Share("", packing.visible(platform, group, devices, os.environ)) for group in held]
     cores = _cores()
+    workers = workers or len(cores)
     if workers > len(cores) or workers == 1 or not hasattr(os, "sched_setaffinity"):
-        return [""] * workers
-    return [",".join(map(str, cores[k::workers])) for k in range(workers)]
+        return [Share("", {})] * workers
+    return [Share(",".join(map(str, cores[k::workers])), {}) for k in range(workers)]
 
 
 def _cores() -> list[int]:

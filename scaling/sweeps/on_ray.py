@@ -41,6 +41,7 @@ from scaling.sweeps.tasks import (
     pause,
     read_result,
     steps_done,
+    waits,
 )
 from scaling.training.claims import Sightings
 from scaling.training.failures import Failure
@@ -123,25 +124,37 @@ def run_ray(workdir: pathlib.Path, tasks: Sequence[Task], way: Way, on_event: On
 
 
 def _drive(ray: Any, shared: Shared, tasks: Sequence[Task], on_event: OnEvent, stop: threading.Event) -> bool:
-    """Starts cells in their order and tells what becomes of them, until all are over or a stop is asked."""
+    """Starts cells in their order and tells what becomes of them, until all are over or a stop is asked. A fork waits
+    until its trunk has handed over to it, or is over."""
     way, most = shared.way, shared.way.workers or len(tasks)
     due = dict.fromkeys(range(len(tasks)), 0.0)  # cells that wait, and from when on, by time.monotonic()
     tries = [0] * len(tasks)
     running: dict[int, Started] = {}
+    left = {task.run for task in tasks}  # not over
     sightings = Sightings(way.care.stale_seconds)
     looked = time.monotonic()
+
+    def tell(index: int, event: Event) -> None:
+        if event["event"] in ("done", "failed"):
+            left.discard(tasks[index].run)
+            due.update({fork: 0.0 for fork in due if tasks[fork].after == tasks[index].run})
+        on_event(index, event)
+
     try:
         while (due or running) and not stop.is_set():
             for index in sorted(index for index in due if due[index] <= time.monotonic()):
                 if len(running) == most:
                     break
+                if waits(tasks[index], left):
+                    due[index] = time.monotonic() + LOOK_SECONDS
+                    continue
                 del due[index]
                 if (event := _before(tasks[index], sightings)) is None:
                     running[index] = _start(ray, tasks[index], shared)
                     continue
                 if event["event"] == "progress":  # another launcher has it
                     due[index] = time.monotonic() + LOOK_SECONDS
-                on_event(index, event)
+                tell(index, event)
             stop.wait(POLL_SECONDS)
             for index, codes in _ended(ray, running):
                 event = _after(tasks[index], codes, tries[index], way)
@@ -150,7 +163,7 @@ def _drive(ray: Any, shared: Shared, tasks: Sequence[Task], on_event: OnEvent, s
                     due[index] = time.monotonic() + pause(event["tries"], elsewhere=True)
                 elif event["event"] == "stopped":  # by its node, or another launcher was faster
                     due[index] = time.monotonic() + LOOK_SECONDS
-                on_event(index, event)
+                tell(index, event)
             if time.monotonic() - looked >= LOOK_SECONDS:
                 looked = time.monotonic()
                 for index in running:

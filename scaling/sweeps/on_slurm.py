@@ -5,7 +5,8 @@ INDEX.log, and INDEX.tries, a line a failure. Jobs live without the launcher: th
 SLURM requeues those that are pre-empted or whose node is lost. The launcher only looks on, at the files of the runs and
 at squeue; sacct, which many clusters lack, is not needed. Started again while its jobs are queued or running, it
 follows them by their name. Should a cell be submitted twice all the same, one of the two trains it, and the other
-requeues itself until it is done.
+requeues itself until it is done. Forks (scaling.sweeps.forks) are arrays of their own, which SLURM starts once those
+of the trunks have ended, however they did.
 
 SIGINT and SIGTERM cancel the jobs: what waits at once, what runs when it has saved.
 """
@@ -19,12 +20,12 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from scaling.errors import MENDED, InputError
 from scaling.files import write_json, write_text
 from scaling.specs import require
-from scaling.sweeps.slurm_commands import STOP, array_size, cancel, queue_of
+from scaling.sweeps.slurm_commands import STOP, array_size, cancel, jobs_of, queue_of
 from scaling.sweeps.slurm_job import count_tries, runs_of
 from scaling.sweeps.tasks import (
     Event,
@@ -40,6 +41,7 @@ from scaling.sweeps.tasks import (
     read_failure,
     read_result,
     steps_done,
+    waits,
 )
 from scaling.training.failures import Failure
 
@@ -90,9 +92,7 @@ def run_slurm(workdir: pathlib.Path, tasks: Sequence[Task], way: Way, on_event: 
     asked = threading.Event()
     with on_stop(asked.set):
         watched = _queued(workdir, tasks)
-        for processes in sorted({task.processes for task in tasks}):
-            new = [i for i, task in enumerate(tasks) if i not in watched and task.processes == processes]
-            watched |= _submit(workdir, tasks, new, way)
+        watched |= _submit_all(workdir, tasks, watched, way)
         folders = {job.folder for job in watched.values()}
         _follow(watched, way, on_event, asked)
         if watched:  # a stop was asked
@@ -121,10 +121,32 @@ def _queued(workdir: pathlib.Path, tasks: Sequence[Task]) -> dict[int, Watched]:
     return watched
 
 
-def _submit(workdir: pathlib.Path, tasks: Sequence[Task], new: Sequence[int], way: Way) -> dict[int, Watched]:
-    """Submits tasks of one number of processes, by their indices: an array, or several that wait for each other."""
+def _submit_all(
+    workdir: pathlib.Path, tasks: Sequence[Task], queued: Mapping[int, Watched], way: Way
+) -> dict[int, Watched]:
+    """Submits all tasks that are not queued, those that wait for trunks in arrays that wait for the trunks' arrays."""
+    runs, watched = {task.run for task in tasks}, {}
+    waiting = {i for i, task in enumerate(tasks) if waits(task, runs)}
+    jobs = jobs_of({queued[i].folder for i in queued if i not in waiting}) if waiting else []
+    for now in (set(range(len(tasks))) - waiting, waiting):
+        after = list(jobs)
+        for processes in sorted({task.processes for task in tasks}):
+            new = [i for i in sorted(now) if i not in queued and tasks[i].processes == processes]
+            submitted, numbers = _submit(workdir, tasks, new, way, after if now is waiting else ())
+            watched |= submitted
+            jobs += numbers
+    return watched
+
+
+def _submit(
+    workdir: pathlib.Path, tasks: Sequence[Task], new: Sequence[int], way: Way, jobs: Sequence[str] = ()
+) -> tuple[dict[int, Watched], list[str]]:
+    """Submits tasks of one number of processes, by their indices: an array, or several that wait for each other.
+
+    jobs: the numbers of those that have to end before. Returns those of the new ones too.
+    """
     watched: dict[int, Watched] = {}
-    size, before = array_size(), ""
+    size, before, numbers = array_size(), ":".join(jobs), []
     for start in range(0, len(new), size):
         part = new[start : start + size]
         folder, first = workdir / "slurm" / f"scaling-{uuid.uuid4().hex[:12]}", tasks[part[0]]
@@ -132,8 +154,9 @@ def _submit(workdir: pathlib.Path, tasks: Sequence[Task], new: Sequence[int], wa
         write_text(folder / "job.sh", job_script(workdir, folder, first, way))
         after = [f"dependency=afterany:{before}"] if before else []
         before = _sbatch(sbatch_command(folder, len(part), first.processes, way, after))
+        numbers.append(before)
         watched |= {i: Watched(tasks[i], folder, index) for index, i in enumerate(part)}
-    return watched
+    return watched, numbers
 
 
 def job_script(workdir: pathlib.Path, folder: pathlib.Path, task: Task, way: Way) -> str:

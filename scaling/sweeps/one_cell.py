@@ -59,7 +59,15 @@ def train_cell(
             say=say,
             care=parse_care(item["care"]),
             verified=directory.parents[1] / VERIFIED,
+            forks=[(run_from_dict(fork["run"]), pathlib.Path(fork["directory"])) for fork in item.get("forks", ())],
         )
+
+
+def compile_cell(item: dict[str, Any]) -> None:
+    """Compiles what a cell needs in this process, for `train_cell` to find. Raises what that would raise of it."""
+    from scaling.training.ahead import compile_ahead
+
+    compile_ahead(run_from_dict(item["run"], item["directory"]), from_dict(Placement, item["placement"], "placement"))
 
 
 def stop_on_signals(stop: threading.Event | None = None) -> threading.Event:

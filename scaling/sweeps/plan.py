@@ -6,7 +6,8 @@ Runs that differ only in their steps, rate or seed are one program: they share a
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scaling.data.batches import Stores, epochs, unique_tokens
@@ -15,9 +16,10 @@ from scaling.models.counts import counts, parameters
 from scaling.parallel.chips import GIB
 from scaling.parallel.costs import cost_of
 from scaling.parallel.placements import Candidate, choose
-from scaling.parallel.topology import Topology
+from scaling.parallel.topology import Topology, parse_topology
 from scaling.runs import MESH_AXES, Placement, Run, run_to_dict
 from scaling.specs import to_dict
+from scaling.sweeps import packing
 from scaling.sweeps.cells import Cell, all_stores
 from scaling.sweeps.config import SweepConfig
 from scaling.sweeps.prove import Report, first_that_fits
@@ -27,7 +29,10 @@ from scaling.sweeps.texts import Texts
 BYTES_A_PARAMETER = 16
 NEAR = 1.5  # a size that is further off than this factor is not the one that was meant
 ESTIMATED = ("memory_gib_est", "step_seconds_est", "mfu_est", "hours_est", "chip_hours_est", "kwh_est", "cost_est")
-UNPLACED = dict.fromkeys(("placement", "placed", *ESTIMATED, "proof", "fault"))  # the columns of a row without a place
+UNPLACED = dict.fromkeys(
+    ("topology", "placement", "placed", *ESTIMATED, "proof", "fault")
+)  # the columns of a row without a place
+ALONE: Mapping[str, int] = types.MappingProxyType({})  # no cell has a trunk
 UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
 
@@ -42,11 +47,12 @@ class Planned:
     tried: tuple[dict[str, Any], ...] = ()
 
 
-def plan_rows(cells: Sequence[Cell], stores: Stores) -> list[dict[str, Any]]:
+def plan_rows(cells: Sequence[Cell], stores: Stores, trunk_steps: Mapping[str, int] = ALONE) -> list[dict[str, Any]]:
     """A row a cell: counts in all conventions, steps, batch, rate, repetition of data, FLOP error, memory of the state.
 
     state_gib_est: parameters, gradients and optimizer state over all devices; activations come on top of it.
-    run_spec: the content of run.json.
+    run_spec: the content of run.json. trunk_steps: how many of its steps another cell takes for it, by run
+    (scaling.sweeps.forks).
     """
     rows = []
     for cell in cells:
@@ -62,6 +68,7 @@ def plan_rows(cells: Sequence[Cell], stores: Stores) -> list[dict[str, Any]]:
                 "tokens_per_parameter": run.tokens / counted["N"],
                 "batch_tokens": run.batch_tokens,
                 "steps": run.steps,
+                "trunk_steps": trunk_steps.get(cell.id, 0),
                 "peak_lr": run.optimizer.peak_lr,
                 "unique_tokens": unique_tokens(stores, run.data, run.tokens),
                 "epochs": epochs(stores, run.data, run.tokens),
@@ -111,6 +118,29 @@ def estimated(run: Run, topology: Topology) -> Planned:
         return Planned(None, fault=str(error))
 
 
+def parts_of(
+    cells: Sequence[Cell], topology: Topology, trunk_steps: Mapping[str, int] = ALONE
+) -> dict[tuple[Any, ...], Topology]:
+    """For each program of some cells, the part of a machine's devices on which its cells run, several side by side, so
+    that all of them are done the soonest by the estimates (scaling.sweeps.packing); the whole for what fits nowhere."""
+    parts = packing.widths_of(topology)
+    runs = {program_of(cell.run): cell.run for cell in cells}
+    steps = {
+        program: {
+            width: found.candidate.step.seconds
+            for width, part in parts.items()
+            if (found := estimated(run, part)).candidate
+        }
+        for program, run in runs.items()
+    }
+    fitting = [cell for cell in cells if steps[program_of(cell.run)]]
+    own = [cell.run.steps - trunk_steps.get(cell.id, 0) for cell in fitting]
+    times = [{w: n * s for w, s in steps[program_of(cell.run)].items()} for n, cell in zip(own, fitting, strict=True)]
+    programs = [program_of(cell.run) for cell in fitting]
+    widths = packing.pack(times, programs, topology.devices).widths
+    return dict.fromkeys(runs, topology) | {p: parts[width] for p, width in zip(programs, widths, strict=True)}
+
+
 def proved(run: Run, topology: Topology, report: Report) -> Planned:
     """The first placement of a run that the compiler accepts. Raises InputError if the compiler is not installed."""
     try:
@@ -126,16 +156,19 @@ def proved(run: Run, topology: Topology, report: Report) -> Planned:
 
 
 def placement_columns(
-    run: Run, planned: Planned, topology: Topology, price: float | None, watts: float | None
+    run: Run, planned: Planned, topology: Topology, price: float | None, watts: float | None, trunk_steps: int = 0
 ) -> dict[str, Any]:
-    """What a topology adds to a run's row. placed: the placement in words. fault: why the run fits nowhere, with what
-    was tried; all else is None then. price, watts: of a chip, as in scaling.parallel.costs."""
+    """What a topology, or the part of one that a run is placed on, adds to its row. placed: the placement in words.
+    fault: why the run fits nowhere, with what was tried; all else is None then. price, watts: of a chip, as in
+    scaling.parallel.costs. trunk_steps: of its steps, those that cost it nothing."""
     candidate = planned.candidate
     if candidate is None:
         return {**UNPLACED, "fault": planned.fault, "tried": list(planned.tried)}
-    cost = cost_of(run, topology, candidate.step.seconds, price, watts)
+    own = 1 - trunk_steps / run.steps
+    cost = cost_of(run, topology, own * candidate.step.seconds, price, watts)
     return {
         **UNPLACED,
+        "topology": topology.text,
         "placement": to_dict(candidate.placement),
         "placed": placement_words(candidate.placement, run),
         "memory_gib_est": candidate.memory.gib,
@@ -163,12 +196,18 @@ def placement_words(placement: Placement, run: Run) -> str:
     return ", ".join(words)
 
 
-def totals(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Sums over the rows; of what is estimated, over those that fit."""
+def totals(rows: Sequence[dict[str, Any]], topology: Topology | None = None) -> dict[str, float]:
+    """Sums over the rows; of what is estimated, over those that fit. With a topology also elapsed_hours_est, of all
+    cells, as many side by side as it has room for, and busy_est, the share of its devices' time that they use."""
     summed = {"cells": len(rows), "C": sum(row["C"] for row in rows), "D": sum(row["D"] for row in rows)}
     fitting = [row for row in rows if row.get("placement") is not None]
     names = ("hours_est", "chip_hours_est", "kwh_est", "cost_est") if fitting else ()
-    return {**summed, **{name: sum(row[name] for row in fitting) for name in names}}
+    summed |= {name: sum(row[name] for row in fitting) for name in names}
+    if topology is not None:
+        widths = [parse_topology(row["topology"]).devices for row in fitting]
+        elapsed, busy = packing.side_by_side(widths, [row["hours_est"] for row in fitting], topology.devices)
+        summed |= {"elapsed_hours_est": elapsed, "busy_est": busy}
+    return summed
 
 
 def repetition(config: SweepConfig, texts: Texts, rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -11,6 +11,7 @@ from scaling.errors import InputError
 from scaling.models.counts import counts
 from scaling.runs import MAIN_SPLIT, Run
 from scaling.sweeps.cells import Cell
+from scaling.sweeps.forks import groups, trunks
 from scaling.sweeps.tasks import read_failure, read_result
 from scaling.sweeps.workdir import Sweep, run_directory, update
 from scaling.training.care import Care
@@ -37,13 +38,16 @@ def collect(workdir: pathlib.Path, sweep: Sweep) -> tuple[pd.DataFrame, pd.DataF
 
     curves.csv has the grid's runs only: it is what Approach 1 reads, which must not see the run that tests the law.
     Another launcher may do the same: a table is made again if the file has changed while it was made, so that none is
-    replaced by an older one.
+    replaced by an older one. Of a forked sweep results.csv names the trunk of each run, "" of one that shares its steps
+    with no other, and says how many of its steps that has taken for it.
     """
+    found = groups(sweep.config, sweep.cells)
+    forked = {cell.id: "" for group in found for cell in (group.trunk, *group.forks)} | trunks(found)
     for cell in sweep.cells:
         _finish(run_directory(workdir, cell.id))
     runs = {cell.id: cell for cell in sweep.grid}.values()
     return (
-        _kept(workdir / "results.csv", lambda: pd.DataFrame([_row(workdir, cell) for cell in sweep.cells])),
+        _kept(workdir / "results.csv", lambda: pd.DataFrame([_row(workdir, cell, forked) for cell in sweep.cells])),
         _kept(
             workdir / "curves.csv",
             lambda: pd.DataFrame([point for cell in runs for point in curve(workdir, cell)], columns=CURVE_COLUMNS),
@@ -116,13 +120,16 @@ def totals(results: pd.DataFrame) -> str:
     )
 
 
-def _row(workdir: pathlib.Path, cell: Cell) -> dict[str, Any]:
+def _row(workdir: pathlib.Path, cell: Cell, forked: Mapping[str, str]) -> dict[str, Any]:
     run = cell.run
     directory = run_directory(workdir, cell.id)
     status, reason = cell_status(directory)
     result = (read_result(directory) or {}) if status == "done" else {}
+    timing = result.get("timing", {})
+    trunk = {"trunk": forked[cell.id], "trunk_steps": timing.get("trunk_steps")} if forked else {}
     return {
         "run": cell.id,
+        **trunk,
         "status": status,
         "reason": reason,
         "role": cell.role,
@@ -141,7 +148,7 @@ def _row(workdir: pathlib.Path, cell: Cell) -> dict[str, Any]:
         "depth": run.model.n_layers,
         **({"n_experts": run.model.n_experts} if run.model.n_experts else {}),
         "peak_lr": run.optimizer.peak_lr,
-        **{name: result.get("timing", {}).get("attempt" if name == "attempts" else name) for name in TIMINGS},
+        **{name: timing.get("attempt" if name == "attempts" else name) for name in TIMINGS},
     }
 
 

@@ -49,6 +49,14 @@ def queue_of(folders: Collection[pathlib.Path]) -> Queue | None:
         return None
 
 
+def jobs_of(folders: Collection[pathlib.Path]) -> list[str]:
+    """The numbers of the jobs that SLURM still has of submissions. Raises InputError if it does not answer."""
+    if not folders:
+        return []
+    names = ",".join(sorted(folder.name for folder in folders))
+    return sorted(set(ask("squeue", "-h", f"--name={names}", "-o", "%F").split()))
+
+
 def parse_queue(text: str) -> Queue:
     """Of the lines NAME|INDEX|STATE|REASON that squeue prints: (name, index) -> (state, reason)."""
     fields = [line.split("|", 3) for line in text.splitlines()]

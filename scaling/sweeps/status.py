@@ -14,6 +14,7 @@ from scaling.models.counts import flops_per_token, parameters
 from scaling.runs import MAIN_SPLIT
 from scaling.specs import require
 from scaling.sweeps.cells import Cell
+from scaling.sweeps.forks import groups, trunk_steps, trunks
 from scaling.sweeps.results import cell_status, records
 from scaling.sweeps.tasks import read_failure, read_result
 from scaling.sweeps.workdir import Sweep, run_directory
@@ -22,6 +23,7 @@ from scaling.training.profiling import request_profile
 
 RECENT_LINES = 10  # of timing.jsonl, over which the throughput of a running cell is taken
 PROFILED_STEPS = 5
+OVER = ("done", "failed")
 QUIET_BEATS = 4  # heartbeats missed before it is worth a line
 HOUR = 3600.0
 # A running cell is slow if its FLOP/s a device are under half the median of at least two others that ought to be as
@@ -32,20 +34,32 @@ NAN = float("nan")
 
 def status_rows(workdir: pathlib.Path, sweep: Sweep) -> pd.DataFrame:
     """A table of `status_row`, a row a cell."""
-    return pd.DataFrame([status_row(workdir, cell) for cell in sweep.cells])
+    expected = expected_steps(workdir, sweep)
+    return pd.DataFrame([status_row(workdir, cell, expected.get(cell.id, 0)) for cell in sweep.cells])
 
 
-def status_row(workdir: pathlib.Path, cell: Cell) -> dict[str, Any]:
+def expected_steps(workdir: pathlib.Path, sweep: Sweep) -> dict[str, int]:
+    """How many steps of each fork its trunk will take for it: of a trunk that is not over."""
+    found = groups(sweep.config, sweep.cells)
+    steps, trunk_of = trunk_steps(found), trunks(found)
+    over = {group.trunk.id for group in found if cell_status(run_directory(workdir, group.trunk.id))[0] in OVER}
+    return {name: steps[name] for name, trunk in trunk_of.items() if steps[name] and trunk not in over}
+
+
+def status_row(workdir: pathlib.Path, cell: Cell, expected: int = 0) -> dict[str, Any]:
     """How far a cell is: run, role, variant, budget, N, C, status, progress (0 to 1), latest held-out loss,
     tokens_per_second, flops_per_second, seconds_left (an estimate, of a running cell), seconds spent, reason, kind of
-    its failure, and those of `_whereabouts`. NaN: not known yet.
+    its failure, first, the share of its steps that a trunk takes for it, and those of `_whereabouts`. NaN: not known
+    yet. expected: so many steps, before anything of the cell is on record.
 
     Throughput is that of training alone: of a running cell over its latest steps, of another over all it did.
     """
     run, directory = cell.run, run_directory(workdir, cell.id)
     status, reason = cell_status(directory)
     metrics = records(directory, "metrics.jsonl")
-    timings = [{"step": 0, "seconds": {}}, *records(directory, "timing.jsonl")]
+    timings = records(directory, "timing.jsonl")
+    if not (timings and not timings[0]["seconds"]):  # the first line of a fork is of the steps of its trunk
+        timings = [{"step": 0, "seconds": {}}, *timings]
     losses = [line["eval"][MAIN_SPLIT]["loss"] for line in metrics if "eval" in line]
     done = max((line["step"] for line in metrics), default=0)
     running = status == "running"
@@ -59,6 +73,7 @@ def status_row(workdir: pathlib.Path, cell: Cell) -> dict[str, Any]:
         "C": cell.flops,
         "status": status,
         "progress": done / run.steps,
+        "first": (timings[0]["step"] if done else expected) / run.steps,
         "loss": losses[-1] if losses else NAN,
         "tokens_per_second": run.batch_tokens / train,
         "flops_per_second": flops_per_token(run.model, run.data.sequence_length) * run.batch_tokens / train,
@@ -112,6 +127,8 @@ def _attempts(directory: pathlib.Path) -> list[dict[str, Any]]:
 
 def _fault(attempt: dict[str, Any], claim: Claim | None, at_work: bool) -> str:
     """The kind of an attempt's failure, "" if it did not fail."""
+    if "trunk" in attempt:  # of which nothing is lost: the trunk does it again
+        return ""
     if attempt.get("outcome") == "failed":
         return str(attempt.get("kind"))
     under_way = at_work and claim is not None and claim.attempt == attempt["attempt"]
@@ -144,6 +161,9 @@ def notes(table: pd.DataFrame) -> list[str]:
         lines.append(
             f"begun: {begun} of {int((table['status'] == 'missing').sum())} missing go on from their checkpoints"
         )
+    waiting = int(((table["status"] == "missing") & (table["progress"] == 0) & (table["first"] > 0)).sum())
+    if waiting:
+        lines.append(f"forks: {waiting} of {int((table['status'] == 'missing').sum())} missing wait for their trunks")
     for row in table.itertuples():
         if row.quiet > QUIET_BEATS * BEAT_SECONDS:
             lines.append(f"quiet: {row.run}: no sign of life for {duration(row.quiet)} on {row.host}")
@@ -185,8 +205,8 @@ def time_left(table: pd.DataFrame) -> str:
     less than the longest of these needs."""
     at_work = table[table["status"].isin(["running", "missing"])]
     running = table[table["status"] == "running"]
-    left = (at_work["C"] * (1 - at_work["progress"])).sum()
-    spent = (table["C"] * table["progress"]).sum()
+    left = (at_work["C"] * (1 - at_work[["progress", "first"]].max(axis=1))).sum()
+    spent = (table["C"] * (table["progress"] - table["first"]).clip(lower=0)).sum()
     if not left:
         return "nothing left to run"
     if not len(running):

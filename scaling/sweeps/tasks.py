@@ -14,7 +14,7 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from scaling.errors import SOON, InputError, nearest
@@ -22,12 +22,13 @@ from scaling.files import read_json, write_json
 from scaling.runs import Placement, run_to_dict
 from scaling.specs import require, to_dict
 from scaling.sweeps.cells import Cell
+from scaling.sweeps.forks import forks_of
 from scaling.sweeps.workdir import Sweep, run_directory
 from scaling.training.care import Care
 from scaling.training.claims import Claim, read_claim, seems_alive
 from scaling.training.failures import Failure, failure_from
 from scaling.training.planned import Planned
-from scaling.training.records import attempt_folder, records_of
+from scaling.training.records import attempt_folder, records_of, saved_step
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]  # where `python -m experiments.cell` finds its module
 LONGEST_PAUSE = 300.0
@@ -38,13 +39,21 @@ TAIL = 8192  # bytes of a metrics.jsonl that hold its last line, several times o
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A cell to be done. flops: of all its steps. processes: how many train it together."""
+    """A cell to be done. flops: of its own steps. processes: how many train it together. after: the run of its trunk,
+    if that is to be done too; first: how many of its steps a trunk takes for it (scaling.sweeps.forks)."""
 
     run: str
     directory: pathlib.Path
     flops: float
     steps: int
     processes: int = 1
+    after: str | None = None
+    first: int = 0
+    devices: int = 1  # on which it is trained
+
+    def share(self, done: int) -> float:
+        """How much of its own work is done after so many steps."""
+        return max(0, done - self.first) / (self.steps - self.first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +73,7 @@ class Way:
     plan: str | None = None
     launcher: str = "local"
     care: Care = Care()  # noqa: RUF009 - a frozen value
+    compilations: str | None = None  # where they are kept: as scaling.command.compilations has it
     retries: int = 3
     devices_per_process: int | None = None
     sbatch: tuple[str, ...] = ()
@@ -87,7 +97,13 @@ def make_task(workdir: pathlib.Path, cell: Cell, placement: Placement, way: Way)
         f"--devices_per_process={each} does not divide the {placement.devices} devices of {cell.id}",
     )
     directory = run_directory(workdir, cell.id)
-    return Task(cell.id, directory, cell.flops, cell.run.steps, placement.devices // each)
+    devices = placement.devices
+    return Task(cell.id, directory, cell.flops, cell.run.steps, devices // each, devices=devices)
+
+
+def waits(task: Task, left: Container[str]) -> bool:
+    """Whether a fork is not to be started yet: its trunk, of the runs that are left, has not handed over to it."""
+    return task.after in left and saved_step(task.directory) < task.first
 
 
 def cell_of(sweep: Sweep, run: str) -> Cell:
@@ -109,6 +125,10 @@ def cell_item(workdir: pathlib.Path, cell: Cell, sweep: Sweep, way: Way) -> dict
         "profile_steps": way.profile_steps,
         "care": way.care.text(),
     }
+    if forks := forks_of(sweep.config, sweep.cells, cell):
+        item["forks"] = [
+            {"run": run_to_dict(fork.run), "directory": str(run_directory(workdir, fork.id))} for fork in forks
+        ]
     if planned is not None:
         item["planned"] = {"topology": planned.topology.text, "needed_gib": planned.needed_gib}
     return item
@@ -126,6 +146,7 @@ def cell_command(workdir: pathlib.Path, run: str, way: Way) -> list[str]:
         "trackers": ",".join(way.trackers),
         "profile_steps": way.profile_steps,
         "care": way.care.text(),
+        "compilations": way.compilations and str(pathlib.Path(way.compilations).absolute()),
     }
     given = [f"--{name}={value}" for name, value in flags.items() if value]
     return [sys.executable, "-m", "experiments.cell", *given]

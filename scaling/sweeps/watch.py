@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from scaling.sweeps.results import totals
-from scaling.sweeps.status import notes, status_row, status_text, time_left
+from scaling.sweeps.status import expected_steps, notes, status_row, status_text, time_left
 from scaling.sweeps.workdir import Sweep, read_sweep, run_directory
 
 ANALYSIS_SECONDS = 300.0  # from a grid's last result to the run that tests its law: the analysis takes less
@@ -27,9 +27,10 @@ def watch(workdir: pathlib.Path, seconds: float, all_cells: bool) -> None:
         while True:
             if (now := _written(workdir)) != written:  # cells joined: the run that tests the law comes late
                 sweep, written = read_sweep(workdir), now
+            expected = expected_steps(workdir, sweep)
             for cell in sweep.cells:
                 if cell.id not in rows or rows[cell.id]["status"] != "done":
-                    rows[cell.id] = status_row(workdir, cell)
+                    rows[cell.id] = status_row(workdir, cell, expected.get(cell.id, 0))
             table = pd.DataFrame([rows[cell.id] for cell in sweep.cells])
             show(_text(table, all_cells))
             if is_over(workdir, sweep, table):

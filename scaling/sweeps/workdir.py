@@ -38,7 +38,16 @@ GROWS = (
     "durations.tokens",
     "durations.tokens_per_parameter",
 )
-FREE = ("grid.sizes", "grid.below", "grid.above", "durations.max_flops", "prediction", "data.max_epochs", "placement")
+FREE = (
+    "grid.sizes",
+    "grid.below",
+    "grid.above",
+    "durations.max_flops",
+    "prediction",
+    "data.max_epochs",
+    "placement",
+    "sweep.",
+)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 
 

@@ -26,6 +26,7 @@ from scaling.training.care import Care
 from scaling.training.checkpoints import Checkpoints
 from scaling.training.energy import counter
 from scaling.training.failures import Failure
+from scaling.training.forks import Fork
 from scaling.training.preflight import check_vocabulary, first_params
 from scaling.training.result import make_result
 from scaling.training.step import Program, make_program
@@ -50,6 +51,7 @@ def train(
     say: Callable[[str], None] = lambda line: None,
     care: Care = AS_USUAL,
     verified: pathlib.Path | None = None,
+    forks: Sequence[Fork] = (),
 ) -> dict[str, Any]:
     """Trains `run` in `directory`, from its last good checkpoint if there is one, and returns what result.json holds.
 
@@ -59,7 +61,8 @@ def train(
     written besides. profile_steps: how many of its steps to profile. say: told in a line the memory of the compiled
     step, the first step, each logged one, and one every LINE_SECONDS; and of each checkpoint that is set aside. care:
     how it is looked after. verified: the file that remembers which stores were compared with their checksums, by
-    default one in `directory`.
+    default one in `directory`. forks: the runs of which this one is the trunk (scaling.training.forks), each with its
+    directory.
 
     Raises BusyError while another process trains the run; LostClaimError once another has taken it over; InputError for
     a placement, a store, parameters or a compiled step that do not fit; and RunFailedError, with its kind, for a loss
@@ -101,7 +104,7 @@ def train(
         watched.append(attempt)
         watchdog.stacks = attempt.folder / "stacks.txt"
         check_texts()
-        job = Job(run, placement, stores, directory, program, windows, params, care, say)
+        job = Job(run, placement, stores, directory, program, windows, params, care, say, forks)
         with jax.set_mesh(program.mesh):
             checkpoints = Checkpoints(directory / "checkpoints", run_id(run), attempt.number, care.keep_every, say=say)
             devices = list(program.mesh.devices.flat)
@@ -114,7 +117,8 @@ def train(
                     checkpoints.wait()
         check_texts()
         seconds = dict(trainer.clock.seconds)
-        return attempt.record(make_result(run, placement, stores, losses, seconds, attempt.spent(), attempt.number))
+        spent, trunk_steps = attempt.spent(), trainer.trunk_steps
+        return attempt.record(make_result(run, placement, stores, losses, seconds, spent, attempt.number, trunk_steps))
 
 
 def _check_text(store: TokenStore, known: pathlib.Path, first: list[Stamp]) -> None:

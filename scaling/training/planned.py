@@ -72,12 +72,17 @@ def read_plan(path: Path) -> dict[str, Planned]:
 def _planned(cell: Mapping[str, Any], topology: Topology, where: str) -> Planned:
     missing = [name for name in ("run_spec", "placed") if name not in cell]
     require(not missing, f"has no {', '.join(missing)}", "plan again with this version", where)
+    part = cell.get("topology")  # of the machine, where the cell is one of several side by side
+    require(
+        part is None or (isinstance(part, str) and len(part) <= LONG), f"topology {shown(part)} is none", where=where
+    )
     run = run_from_dict(cell["run_spec"], where)
     require(run_id(run) == cell.get("run"), f"its run_spec is that of {run_id(run)}", "plan again", where)
     proof = cell.get("proof") or {}
     require(isinstance(proof, dict), f"proof {shown(proof)} is no mapping", where=where)
     with located(where):
         placement = from_dict(Placement, cell["placement"], where)
+        topology = topology if part is None else parse_topology(part)
         return Planned(run, placement, cell["placed"], topology, cell.get("memory_gib_est"), proof.get("peak_gib"))
 
 
@@ -137,6 +142,8 @@ def _remedy(topology: Topology, other: set[str]) -> str:
     """What to do where these are not as planned."""
     if topology.chip.platform == "cuda" and other == {"memory"}:
         return "XLA_PYTHON_CLIENT_MEM_FRACTION=.92 grants what a plan counts on, where jax alone grants .75"
+    if topology.chip.platform == "cuda" and other == {"devices"}:
+        return f"CUDA_VISIBLE_DEVICES= shows {topology.devices}; tools.plan --topology= plans for other hardware"
     if topology.chip.platform == "cpu" and other == {"devices"}:
         return f"JAX_NUM_CPU_DEVICES={topology.devices}"
     return "tools.plan --topology= plans for other hardware"

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -11,10 +12,25 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import google_crc32c
+import numpy as np
 
 from scaling.errors import InputError
 from scaling.files import parse_json, read_bytes, read_json, understood, write_json
+from scaling.runs import Run
 from scaling.specs import require, shown
+
+LOGGED_LINES = 100  # a run, about
+
+
+def is_logged(run: Run, done: int) -> bool:
+    """Whether the step after which so many are done has a line in metrics.jsonl."""
+    return done % max(1, math.ceil(run.steps / LOGGED_LINES)) == 0 or done == run.steps
+
+
+def evaluation_steps(run: Run) -> list[int]:
+    """After how many steps the held-out loss is taken: evenly spaced in log from a tenth of the run to its end."""
+    points = np.geomspace(max(1.0, run.steps / 10), run.steps, run.eval_points) if run.eval_points > 1 else [run.steps]
+    return sorted({round(point) for point in points} | {run.steps})
 
 
 def attempt_folder(directory: pathlib.Path, number: int) -> pathlib.Path:
@@ -38,6 +54,12 @@ def attempts_at(directory: pathlib.Path) -> list[int]:
     """The numbers of the attempts at a run that have a folder, in their order."""
     names = [path.name for path in directory.glob("attempts/*")]
     return sorted(int(name) for name in names if name.isdecimal())
+
+
+def saved_step(directory: pathlib.Path) -> int:
+    """How many steps the furthest checkpoint of a run has, by its name: as a hint, nothing of it is read. 0: none."""
+    names = (re.fullmatch(r"(\d+)-\d+", path.name) for path in directory.glob("checkpoints/*"))
+    return max((int(name[1]) for name in names if name), default=0)
 
 
 def publish(directory: pathlib.Path) -> None:
@@ -96,7 +118,12 @@ def sync(path: pathlib.Path) -> None:
 def append(path: pathlib.Path, record: dict[str, Any]) -> None:
     """Adds a line to a .jsonl file."""
     with open(path, "a", encoding="utf-8") as f:
-        f.write(json.dumps(record, allow_nan=False) + "\n")
+        f.write(line_of(record))
+
+
+def line_of(record: dict[str, Any]) -> str:
+    """A record as it stands in a .jsonl file."""
+    return json.dumps(record, allow_nan=False) + "\n"
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:

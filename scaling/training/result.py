@@ -25,15 +25,18 @@ def make_result(
     seconds: Mapping[str, float],
     spent: Mapping[str, float],
     attempt: int,
+    trunk_steps: int = 0,
 ) -> dict[str, Any]:
     """What stands in result.json: counts, use of the data, final losses, and timings apart from all that.
 
     seconds: of the work that stands, by what they were spent on (scaling.training.records.Clock): what a kill undid is
     not among them. spent: wall_seconds, tokens and energy (scaling.training.energy) of all attempts, what was undone
-    included; what was not counted is None in the result. attempt: the number of this one, from 1.
+    included; what was not counted is None in the result. attempt: the number of this one, from 1. trunk_steps: those
+    that a trunk has taken for this run (scaling.training.forks), whose time is not among these.
     """
     counted = counts(run.model, run.data.sequence_length, run.tokens)
-    flops_per_second = counted["C"] / seconds["train"]
+    own = 1 - trunk_steps / run.steps
+    flops_per_second = own * counted["C"] / seconds["train"]
     return {
         "schema": SCHEMA,
         "run": run_id(run),
@@ -53,7 +56,7 @@ def make_result(
         "seed": run.seed,
         "timing": {
             **{f"{what}_seconds": seconds.get(what, 0.0) for what in WORK},
-            "tokens_per_second": run.tokens / seconds["train"],
+            "tokens_per_second": own * run.tokens / seconds["train"],
             "flops_per_second": flops_per_second,
             "mfu": mfu(flops_per_second, placement.devices),
             "device_kind": jax.local_devices()[0].device_kind,
@@ -61,6 +64,7 @@ def make_result(
             "jax": jax.__version__,
             **_spending(seconds, spent),
             "attempt": attempt,
+            "trunk_steps": trunk_steps,
         },
     }
 

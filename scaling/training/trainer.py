@@ -29,7 +29,8 @@ from scaling.training.checkpoints import Checkpoints
 from scaling.training.claims import lost
 from scaling.training.distribute import place_rows
 from scaling.training.divergence import History, after, divergence
-from scaling.training.evaluation import evaluate, row_multiple, rows_at_a_time
+from scaling.training.evaluation import evaluate, lowered_losses, rows_of
+from scaling.training.forks import Fork, Forks
 from scaling.training.log_line import Pace, memory_line
 from scaling.training.preflight import compiled_to_fit, placed
 from scaling.training.result import Losses, mfu
@@ -38,14 +39,13 @@ from scaling.training.step import Program, State, lowered_step
 from scaling.training.trackers import Track, open_trackers, tracked
 from scaling.training.watchdog import Watchdog
 
-LOGGED_LINES = 100  # a run, about
-
 Report = Callable[[int, int], None]  # (steps done, steps of the run), after each logged step
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A run on a mesh, and all that its steps need. first_params: if it does not start from its own seed."""
+    """A run on a mesh, and all that its steps need. first_params: if it does not start from its own seed. forks: the
+    shorter runs of which it is the trunk."""
 
     run: Run
     placement: Placement
@@ -56,12 +56,7 @@ class Job:
     first_params: Any
     care: Care
     say: Callable[[str], None]
-
-
-def evaluation_steps(run: Run) -> list[int]:
-    """After how many steps the held-out loss is taken: evenly spaced in log from a tenth of the run to its end."""
-    points = np.geomspace(max(1.0, run.steps / 10), run.steps, run.eval_points) if run.eval_points > 1 else [run.steps]
-    return sorted({round(point) for point in points} | {run.steps})
+    forks: Sequence[Fork] = ()
 
 
 class Trainer:
@@ -84,9 +79,10 @@ class Trainer:
         self.writes, self.votes = hosts.writes(), hosts.Votes(program.mesh)
         self.rows = batch_sharding(program.mesh)
         self.rates = learning_rates(run)
-        self.log_every = max(1, math.ceil(run.steps / LOGGED_LINES))
-        self.eval_steps = set(evaluation_steps(run))
-        self.eval_rows = rows_at_a_time(run.data.eval_windows, run.data.sequence_length, row_multiple(job.placement))
+        self.eval_steps = set(records.evaluation_steps(run))
+        self.forks = Forks(run, job.forks, job.care.stale_seconds, job.say)
+        self.trunk_steps = 0  # of those done, the ones that its own trunk has taken for it
+        self.eval_rows = rows_of(run, job.placement, program)
         self.history = History(run.steps)
         self.steps_taken = 0  # by this attempt
         attempt.count(lambda: {"tokens": float(self.steps_taken * run.batch_tokens)})
@@ -140,16 +136,19 @@ class Trainer:
                 self.read(pending)
                 pending = (done, metrics)
             stop, due = self.votes.ask(stopping(), time.perf_counter() - saved_at > self.care.checkpoint_seconds)
-            logged = done % self.log_every == 0 or done == run.steps
+            logged = records.is_logged(run, done)
+            evaluated = done in self.eval_steps or self.forks.evaluates(done)
             traced = profile.due(done, logged and done < run.steps and self.writes)
-            if done in self.eval_steps or stop or due or traced:
+            if evaluated or stop or due or traced or self.forks.due(done):
                 with self.clock.measure("train"):
                     self.read(pending)  # nothing is evaluated or kept whose loss was not seen to be finite
                     pending = None
             if traced:
                 profile.turn(done)
-            if done in self.eval_steps:
+            if evaluated:
                 final = self.evaluate(window_losses, state, done)
+            if self.forks.due(done):
+                self.hand_over(done, state)
             if done == run.steps or stop or due:
                 self.save(done, state)
                 saved_at = time.perf_counter()
@@ -169,6 +168,7 @@ class Trainer:
             restored = self.restored()
         if restored is None:
             start = 0
+            self.forks.begin()
             if self.checkpoints.set_aside:
                 hosts.told(lambda: self.inherit(self.attempt.number, 0))  # of those that were tried, no line stands
                 if self.writes:
@@ -193,6 +193,8 @@ class Trainer:
             if hosts.told(lambda: self.inherit(number, start) == progress["metrics"]):  # noqa: B023 - called at once
                 self.clock = records.Clock(progress["seconds"])
                 self.history = History.from_json(progress["history"])
+                self.trunk_steps = progress.get("trunk_steps", 0)
+                self.forks.resume(progress.get("forks", {}), start)
                 return start, state
             # A woken owner that has recorded the result by now has moved its metrics away: nothing is wrong with them.
             if hosts.told((self.directory / "result.json").exists):
@@ -212,12 +214,13 @@ class Trainer:
         return records.checksum(lines)
 
     def compiled(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """The step and the evaluation, compiled ahead, so that no time of theirs is charged to training."""
-        params, M = self.program.abstract_state.params, self.run.data.sequence_length + 1
-        tokens_RxM = jax.ShapeDtypeStruct((self.eval_rows, M), np.int32, sharding=self.rows)
+        """The step and the evaluation, compiled before the first call, so that training is not charged with it.
+
+        Runs that share a program share what was compiled for it: jax finds it again (scaling.training.ahead).
+        """
         with self.clock.measure("compile"):
             step = hosts.together(lambda: compiled_to_fit(lowered_step(self.program, self.run)))
-            window_losses = self.program.window_losses.lower(params, tokens_RxM).compile()
+            window_losses = lowered_losses(self.program, self.run, self.eval_rows).compile()
         if self.writes:
             self.say(memory_line(step))
         return step, window_losses
@@ -239,9 +242,11 @@ class Trainer:
             raise RunFailedError(f"{run_id(self.run)}: {reason}", "diverged", done)
         self.attempt.step = done
         self.steps_taken += 1
-        logged = done % self.log_every == 0 or done == self.run.steps
+        record = {"lr": float(self.rates[done - 1]), **values}
+        self.forks.stepped(done, record)
+        logged = records.is_logged(self.run, done)
         if logged:
-            self.log(done, {"lr": float(self.rates[done - 1]), **values})
+            self.log(done, record)
             self.report(done, self.run.steps)
         if self.writes and (logged or self.pace.due()):
             self.say(self.pace.line(done, values["loss"], self.clock.so_far()))
@@ -260,7 +265,9 @@ class Trainer:
                 )
             self.refuse_infinite(done, {f"{name} loss": loss, "its standard error": stderr})
             losses[name] = {"loss": loss, "stderr": stderr}
-        self.log(done, {"eval": losses})
+        self.forks.evaluated(done, losses)
+        if done in self.eval_steps:
+            self.log(done, {"eval": losses})
         return losses
 
     def save(self, done: int, state: State) -> None:
@@ -268,18 +275,33 @@ class Trainer:
         with self.clock.measure("save"), self.watchdog.phase("save"):
             self.attempt.check()
             self.check_texts()
-            progress = {"seconds": dict(self.clock.seconds), "history": self.history.to_json()}
+            progress = {
+                "seconds": dict(self.clock.seconds),
+                "history": self.history.to_json(),
+                "trunk_steps": self.trunk_steps,
+                "forks": self.forks.to_json(),
+            }
             if self.writes:
                 records.sync(self.folder / "metrics.jsonl")
                 progress["metrics"] = records.checksum(records.up_to(self.folder / "metrics.jsonl", done))
             self.checkpoints.save(done, state, progress)
+
+    def hand_over(self, done: int, state: State) -> None:
+        """Leaves the forks that decay from here on with the state, unless the run has been taken over or its text has
+        changed."""
+        with self.clock.measure("save"), self.watchdog.phase("save"):
+            self.attempt.check()
+            self.check_texts()
+            self.checkpoints.wait()  # one save at a time, on several processes too
+            self.forks.hand_over(done, state)
 
     def log(self, done: int, record: dict[str, Any]) -> None:
         if not self.writes:
             return
         tokens, seconds = done * self.run.batch_tokens, self.clock.so_far()
         records.append(self.folder / "metrics.jsonl", {"step": done, "tokens": tokens, **record})
-        rate = tokens / seconds["train"] if seconds["train"] else None
+        own = tokens - self.trunk_steps * self.run.batch_tokens
+        rate = own / seconds["train"] if seconds["train"] else None
         memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         flops_per_second = rate and rate * flops_per_token(self.run.model, self.run.data.sequence_length)
         self.track(done, tracked(record, rate, flops_per_second and mfu(flops_per_second, self.devices)))

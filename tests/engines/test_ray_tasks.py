@@ -15,7 +15,7 @@ from scaling.files import write_json
 from scaling.sweeps import on_ray, ray_task
 from scaling.sweeps.on_ray import CANCELLED, LOST, check, run_ray
 from scaling.sweeps.ray_task import group_options, lacking, run_cell, task_options
-from scaling.sweeps.tasks import Task, Way
+from scaling.sweeps.tasks import Task, Way, failed
 from scaling.training.claims import Sightings
 from scaling.training.failures import Failure
 
@@ -88,6 +88,39 @@ def test_a_result_that_is_none_fails_its_cell_and_no_other(task):
     for event in (on_ray._before(task, Sightings(60.0)), end(task, [0]), end(task, [LOST])):
         assert (event["event"], event["kind"]) == ("failed", "refused")
         assert "result.json" in event["reason"]
+
+
+def test_a_fork_is_handed_to_ray_once_its_trunk_has_handed_over_or_is_over(tmp_path, monkeypatch):
+    """Two trunks with a fork each, on a Ray that ends what it has at every look: one hands over before it ends."""
+    tasks = [Task(run, tmp_path / run, 1.0, 200) for run in "ab"]
+    tasks += [Task(run, tmp_path / run, 1.0, 100, after=after, first=80) for run, after in ("ca", "db")]
+    started, over, nan = [], [], Failure("not_finite", "loss nan")
+
+    def start(ray, task, shared):
+        started.append(task.run)
+        if task.run == "a":
+            (tmp_path / "c" / "checkpoints" / "80-1").mkdir(parents=True)
+        return on_ray.Started([])
+
+    def ended(ray, running):
+        for index in list(running):
+            if tasks[index].run == "a" and "c" not in started:
+                continue  # it goes on while its fork begins
+            del running[index]
+            over.append(tasks[index].run)
+            yield index, [0]
+
+    monkeypatch.setattr(on_ray, "_start", start)
+    monkeypatch.setattr(on_ray, "_ended", ended)
+    monkeypatch.setattr(on_ray, "_after", lambda task, *_: failed(nan) if task.run == "b" else {"event": "done"})
+    monkeypatch.setattr(on_ray, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(on_ray, "LOOK_SECONDS", 0.01)
+    events = []
+    shared = on_ray.Shared(tmp_path, tmp_path / "mark", Way())
+    assert on_ray._drive(None, shared, tasks, lambda *event: events.append(event), threading.Event())
+    assert started[:2] == ["a", "b"]
+    assert set(started) == set(over) == set("abcd")
+    assert over.index("b") < started.index("d")
 
 
 def test_refuses_without_ray(monkeypatch, tmp_path):

@@ -277,6 +277,50 @@ def test_more_cells_than_an_array_may_have_wait_for_each_other(slurm, workdir, q
     assert "--dependency=afterany:17" in second
 
 
+def forked(workdir):
+    """Two trunks, and a fork of each that has not been handed over yet."""
+    trunks = [task(workdir, "a"), task(workdir, "b", processes=2)]
+    forks = [task(workdir, "c"), task(workdir, "d", processes=2)]
+    return [*trunks, *(dataclasses.replace(f, after=t.run, first=80) for f, t in zip(forks, trunks, strict=True))]
+
+
+def test_forks_are_started_once_all_trunks_have_ended(slurm, workdir):
+    """However they did: an array for each number of processes, after the arrays of the trunks."""
+    (slurm / "sbatch.sh").write_text(f'wc -l < "{slurm}/calls"\n')  # job numbers 1, 2, ... of the calls
+    tasks = forked(workdir)
+    for each in tasks:
+        (workdir / "runs" / each.run).mkdir(parents=True)
+    watched = on_slurm._submit_all(workdir, tasks, {}, Way())
+    assert sorted(watched) == [0, 1, 2, 3]
+    submitted = calls(slurm, "sbatch")
+    numbers = [(slurm / "calls").read_text().splitlines().index(line) + 1 for line in submitted]
+    assert ["--dependency" in line for line in submitted] == [False, False, True, True]
+    after = f"--dependency=afterany:{numbers[0]}:{numbers[1]} "
+    assert all(after in line for line in submitted[2:])
+    assert ["--ntasks=1" in line for line in submitted] == [True, False, True, False]
+
+
+def test_forks_wait_for_trunks_that_an_earlier_launcher_submitted(slurm, workdir):
+    tasks = forked(workdir)[::2]
+    folder = workdir / "slurm" / "scaling-before"
+    write_json(folder / "submission.json", {"runs": ["a"]})
+    (slurm / "squeue.sh").write_text("echo 41; echo 41\n")
+    watched = on_slurm._submit_all(workdir, tasks, {0: Watched(tasks[0], folder, 0)}, Way())
+    assert list(watched) == [1]
+    (submitted,) = calls(slurm, "sbatch")
+    assert "--dependency=afterany:41 " in submitted
+    (asked,) = calls(slurm, "squeue")
+    assert asked == "squeue -h --name=scaling-before -o %F"
+
+
+def test_a_fork_that_was_handed_over_waits_for_nobody(slurm, workdir):
+    tasks = forked(workdir)[::2]
+    (workdir / "runs" / "c" / "checkpoints" / "80-1").mkdir(parents=True)
+    on_slurm._submit_all(workdir, tasks, {}, Way())
+    (submitted,) = calls(slurm, "sbatch")
+    assert "dependency" not in submitted
+
+
 def test_what_an_earlier_launcher_has_submitted_is_followed(slurm, workdir, quick):
     """Of its two cells one is still queued: the other alone is submitted."""
     write_json(workdir / "slurm" / "scaling-1" / "submission.json", {"runs": ["a", "b"]})

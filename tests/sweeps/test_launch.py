@@ -174,7 +174,7 @@ def test_each_worker_stays_on_cores_of_its_own(tmp_path, one_device):
 def test_cores_are_dealt_out(monkeypatch, workers, cores, shares):
     monkeypatch.setattr(launch, "_cores", lambda: cores)
     monkeypatch.setattr(os, "sched_setaffinity", lambda pid, mask: None, raising=False)
-    assert launch._shares(workers) == shares
+    assert launch._shares(workers) == [launch.Share(cores, {}) for cores in shares]
 
 
 def test_a_stopped_run_goes_on_and_ends_as_an_uninterrupted_one(four_cells, tmp_path, text_store, cache, one_device):

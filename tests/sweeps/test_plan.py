@@ -152,6 +152,60 @@ def test_a_placement_in_words(large, placement, words):
     assert placement_words(Placement(**placement), run) == words
 
 
+NODE = parse_topology("h100:8")
+
+
+def test_small_cells_get_a_device_each_and_run_side_by_side(make_config, make_texts):
+    cells, _ = make_grid(make_config("study"), make_texts(1e9))
+    parts = plan.parts_of(cells, NODE)
+    assert {part.text for part in parts.values()} == {"h100:1"}
+    rows = [placement_columns(c.run, plan.estimated(c.run, parts[program_of(c.run)]), NODE, None, None) for c in cells]
+    assert {from_dict(Placement, row["placement"]).devices for row in rows} == {1}
+
+
+def test_the_parts_are_the_best_of_the_whole_and_of_each_alone(large):
+    """Done no later than with any one part for all; a model that no small part holds has a larger one."""
+    parts = plan.parts_of(large, NODE)
+
+    def elapsed(part_of):
+        rows = []
+        for cell in large:
+            part = part_of(cell)
+            columns = placement_columns(cell.run, plan.estimated(cell.run, part), part, None, None)
+            rows.append({"C": 0.0, "D": 0.0, **columns})
+        if any(row["placement"] is None for row in rows):
+            return float("inf")
+        return totals(rows, NODE)["elapsed_hours_est"]
+
+    packed = elapsed(lambda cell: parts[program_of(cell.run)])
+    alike = [elapsed(lambda cell, text=text: parse_topology(text)) for text in ("h100:1", "h100:2", "h100:4", "h100:8")]
+    assert packed <= min(alike) * (1 + 1e-9)
+    assert packed < float("inf")
+
+
+def test_what_fits_nowhere_is_left_to_the_whole(large):
+    nowhere = dataclasses.replace(large[-1].run, model=dataclasses.replace(large[-1].run.model, n_layers=512))
+    cells = [large[0], dataclasses.replace(large[-1], run=nowhere)]
+    assert plan.parts_of(cells, NODE)[program_of(nowhere)] == NODE
+
+
+def test_on_one_slice_cells_go_one_after_the_other(large):
+    assert set(plan.parts_of(large[:4], V5E).values()) == {V5E}
+    row = {"C": 1.0, "D": 2.0, "placement": {}, "topology": "v5e:4x4"} | dict.fromkeys(plan.ESTIMATED, 3.0)
+    summed = totals([row, row], V5E)
+    assert (summed["elapsed_hours_est"], summed["busy_est"]) == (6.0, 1.0)
+
+
+def test_elapsed_time_and_idle_devices():
+    """On 8 devices: one cell alone for an hour, then one on a half for two and one on a single device for one."""
+    row = {"C": 1.0, "D": 2.0, "placement": {}} | dict.fromkeys(plan.ESTIMATED, 0.0)
+    rows = [{**row, "topology": f"h100:{n}", "hours_est": hours} for n, hours in ((8, 1.0), (4, 2.0), (1, 1.0))]
+    summed = totals([*rows, {**row, **plan.UNPLACED}], NODE)
+    assert summed["hours_est"] == 4.0
+    assert summed["elapsed_hours_est"] == 1.0 + 2.0 + 1.0
+    assert summed["busy_est"] == (8 * 1 + 4 * 2 + 1 * 1) / (8 * 4.0)
+
+
 def test_totals_are_over_what_fits():
     fits = {"C": 1.0, "D": 2.0, "placement": {}, "hours_est": 3.0, "chip_hours_est": 4.0, "kwh_est": 5.0, "cost_est": 6}
     nowhere = {"C": 10.0, "D": 20.0, **plan.UNPLACED}

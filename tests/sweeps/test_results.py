@@ -175,8 +175,8 @@ def test_a_table_is_not_replaced_by_an_older_one(sweep, tmp_path, monkeypatch):
     (tmp_path / "results.csv").write_text("of before\n")
     row, rows = tables._row, []
 
-    def slow(workdir, cell):
-        rows.append(row(workdir, cell))
+    def slow(*arguments):
+        rows.append(row(*arguments))
         if len(rows) == len(sweep.cells):  # it has looked at all of them: now the missing cell ends
             write_run(tmp_path, sweep.cells[MISSING], {1.0: 2.25}, complete=True)
             (tmp_path / "results.csv").write_text("of the other launcher\n")
@@ -201,7 +201,7 @@ def test_status_says_how_far_each_cell_is(sweep, tmp_path):
 
 
 def test_the_time_left_follows_from_the_rate_so_far():
-    row = {"run": "r", "N": 1e4, "reason": "", "seconds_left": 1.0}
+    row = {"run": "r", "N": 1e4, "reason": "", "seconds_left": 1.0, "first": 0.0}
     table = pd.DataFrame(
         [
             {**row, "C": 6e11, "status": "done", "progress": 1.0, "seconds": 600.0},

@@ -270,14 +270,15 @@ def test_a_cell_slower_than_its_peers_is_told_with_both_numbers(make_sweep, tmp_
 
 def test_a_silent_cell_is_told_with_its_host(make_sweep, tmp_path):
     """Still running by its claim after 40 s, and free to be taken over after a minute; told until somebody does."""
-    (cell,) = make_sweep(1).cells
+    sweep = make_sweep(1)
+    (cell,) = sweep.cells
     directory = write_records(tmp_path, cell, [(10, 0.5)])
     take(directory)
     claim = json.loads((directory / "claim.json").read_text())
     for seconds, status in ((10, "running"), (40, "running"), (89, "missing")):
         other = {**claim, "machine": "another", "host": "node7", "time": time.time() - seconds}
         write_json(directory / "claim.json", other)
-        table = status_rows(tmp_path, Sweep(None, {}, (cell,), ()))
+        table = status_rows(tmp_path, sweep)
         assert table["status"].tolist() == [status]
         told = f"quiet: {cell.id}: no sign of life for {seconds} s on node7"
         assert (told in notes(table)) == (seconds > 20)

@@ -21,7 +21,7 @@ import pytest
 
 from scaling.errors import InputError
 from scaling.files import read_json
-from scaling.runs import Placement, run_id, run_to_dict
+from scaling.runs import Placement, ScheduleSpec, run_id, run_to_dict
 from scaling.specs import to_dict
 from scaling.training import claims, hosts
 from scaling.training.loop import train
@@ -34,7 +34,8 @@ PLACEMENT = Placement(data=2, fsdp=4)  # `data` over the processes, `fsdp` withi
 STOP = 3
 
 # argv: rank, coordinator, file of the tasks, directory of the answers. A task: {"run", "stores", "placement",
-# "directory"}; "stop" and "stop_on": after how many steps which process is asked to; "lost_on": which has no stores.
+# "directory"}; "stop" and "stop_on": after how many steps which process is asked to; "lost_on": which has no stores;
+# "forks": of which it is the trunk, {"run", "directory"} each.
 PROCESS = """
 import itertools, json, pathlib, sys
 from scaling.data.token_store import open_store
@@ -60,7 +61,8 @@ def train(task):
     stopping = lambda: task.get("stop_on") == rank and next(asked) >= task["stop"]
     try:
         result = loop.train(run_from_dict(task["run"]), from_dict(Placement, task["placement"]), stores,
-            pathlib.Path(task["directory"]), stopping=stopping, say=said.append)
+            pathlib.Path(task["directory"]), stopping=stopping, say=said.append,
+            forks=[(run_from_dict(fork["run"]), pathlib.Path(fork["directory"])) for fork in task.get("forks", ())])
         answer = {"result": result}
     except ScalingError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
@@ -98,6 +100,8 @@ def pair(run, store, tmp_path_factory):
         optimizer=dataclasses.replace(run.optimizer, peak_lr=1e38),
         schedule=dataclasses.replace(run.schedule, warmup_steps=0),
     )
+    trunk = dataclasses.replace(run, schedule=ScheduleSpec("wsd", 2, 2))
+    fork = {"run": run_to_dict(dataclasses.replace(trunk, steps=6)), "directory": str(root / "fork")}
     plain = {"run": run_to_dict(run), "stores": [str(store.path)], "placement": to_dict(PLACEMENT)}
     tasks = {
         "whole": {},
@@ -108,6 +112,9 @@ def pair(run, store, tmp_path_factory):
         "used": {},
         "explodes": {"run": run_to_dict(explodes)},
         "half": {"placement": to_dict(Placement(data=4))},
+        "trunk": {"run": run_to_dict(trunk), "forks": [fork]},
+        "fork": fork,
+        "alone": {"run": fork["run"]},
     }
     tasks = {name: {**plain, "directory": str(root / name), **task} for name, task in tasks.items()}
     (root / "tasks.json").write_text(json.dumps(tasks))
@@ -192,6 +199,20 @@ def test_resumed_equals_uninterrupted(pair):
     answers, root = pair
     assert all("result" in answer["resumed"] for answer in answers)
     assert (root / "stopped" / "metrics.jsonl").read_text() == (root / "whole" / "metrics.jsonl").read_text()
+
+
+def test_a_trunk_of_two_processes_hands_over(pair):
+    """Its fork goes on from step 4 of 6, and ends bit for bit as alone on the same processes."""
+    answers, root = pair
+    assert (root / "fork" / "metrics.jsonl").read_text() == (root / "alone" / "metrics.jsonl").read_text()
+    results = [[answer[name]["result"] for answer in answers] for name in ("fork", "alone")]
+    assert [result["timing"]["trunk_steps"] for result in results[0] + results[1]] == [4, 4, 0, 0]
+    assert [{**result, "timing": None} for result in results[0]] == [
+        {**result, "timing": None} for result in results[1]
+    ]
+    for rank, answer in enumerate(answers):
+        assert {step for step, *_ in answer["fork"]["rows"]} == {4, 5}
+        assert any("is handed over after step 4" in line for line in answer["trunk"]["said"]) == (rank == 0)
 
 
 def test_what_one_process_refuses_all_refuse(pair):

@@ -9,7 +9,7 @@ import pytest
 from scaling.models.counts import flops_per_token
 from scaling.parallel import absent
 from scaling.runs import Placement
-from scaling.training import log_line, trainer
+from scaling.training import log_line, records
 from scaling.training.log_line import Pace, memory_line
 from scaling.training.loop import train
 from scaling.training.records import Clock, read_lines
@@ -38,7 +38,7 @@ def test_a_chip_may_have_two_devices(run, monkeypatch):
 
 def test_the_first_step_and_a_slow_one_have_a_line(run, stores, tmp_path, monkeypatch):
     """Between those that metrics.jsonl has, which are a matter of the step alone."""
-    monkeypatch.setattr(trainer, "LOGGED_LINES", 2)
+    monkeypatch.setattr(records, "LOGGED_LINES", 2)
     logged = {10, 20}
     for seconds, said_steps in ((1e9, [1, 10, 20]), (0.0, list(range(1, 21)))):
         monkeypatch.setattr(log_line, "LINE_SECONDS", seconds)

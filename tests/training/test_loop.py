@@ -20,9 +20,8 @@ from scaling.training.care import Care
 from scaling.training.checkpoints import Checkpoints
 from scaling.training.evaluation import evaluate, row_multiple, rows_at_a_time
 from scaling.training.loop import train
-from scaling.training.records import read_lines, records_of
+from scaling.training.records import evaluation_steps, read_lines, records_of
 from scaling.training.schedules import learning_rates
-from scaling.training.trainer import evaluation_steps
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -46,9 +45,10 @@ def test_the_result(run, store, finished):
     assert set(timing) == {
         *("compile_seconds", "train_seconds", "evaluate_seconds", "save_seconds", "tokens_per_second"),
         *("flops_per_second", "mfu", "device_kind", "devices", "jax"),
-        *("wall_seconds", "lost_seconds", "tokens_trained", "energy_kwh", "energy_kwh_est", "attempt"),
+        *("wall_seconds", "lost_seconds", "tokens_trained", "energy_kwh", "energy_kwh_est", "attempt", "trunk_steps"),
     }
     assert timing["tokens_trained"] == run.tokens
+    assert timing["trunk_steps"] == 0
     assert timing["wall_seconds"] > timing["lost_seconds"] >= 0
     assert all(timing[f"{what}_seconds"] > 0 for what in ("compile", "train", "evaluate", "save"))
     assert math.isclose(timing["flops_per_second"] * timing["train_seconds"], counted["C"])

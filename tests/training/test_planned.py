@@ -52,6 +52,24 @@ def test_a_plan_gives_each_run_its_place(run, plan):
     assert (planned.estimated_gib, planned.compiled_gib, planned.needed_gib) == (0.5, None, 0.5)
 
 
+def part_of_a_node(run, part):
+    plan = plan_of([run], "h100:8", placement={})
+    plan["cells"][0]["topology"] = part
+    return plan
+
+
+def test_a_cell_of_several_side_by_side_is_planned_for_its_part(run, tmp_path):
+    write_json(tmp_path / "plan.json", part_of_a_node(run, "h100:1"))
+    planned = read_plan(tmp_path / "plan.json")[run_id(run)]
+    assert planned.topology.text == "h100:1"
+    check_hardware(planned.topology, planned.needed_gib, Hardware("NVIDIA H100 80GB HBM3", 1, 1, 72 * GIB))
+    with pytest.raises(InputError, match=r"devices 1 planned, 8 here; .*CUDA_VISIBLE_DEVICES"):
+        check_hardware(planned.topology, planned.needed_gib, Hardware("NVIDIA H100 80GB HBM3", 8, 1, 72 * GIB))
+    write_json(tmp_path / "plan.json", part_of_a_node(run, ["h100:1"]))
+    with pytest.raises(InputError, match=r"topology .* is none"):
+        read_plan(tmp_path / "plan.json")
+
+
 def test_the_guide_reads_a_plan_as_written(plan, monkeypatch, capsys):
     monkeypatch.chdir(plan.parent)
     (block,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
