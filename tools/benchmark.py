@@ -12,6 +12,7 @@ they are placed on this machine: tokens a second, utilisation and memory.
 """
 
 import datetime
+import os
 import pathlib
 import sys
 
@@ -21,6 +22,7 @@ from ml_collections import config_flags
 from scaling import command
 from scaling.errors import InputError, nearest
 from scaling.models.counts import parameters
+from scaling.parallel.xla_flags import with_malloc
 from scaling.runs import Placement, Run
 from scaling.specs import require
 from scaling.speed.parts import PARTS, machine, measure_model, measure_part
@@ -67,14 +69,15 @@ def main(argv: list[str]) -> int:
     parts = _parts()
     earlier = None if COMPARE.value is None else read_record(COMPARE.value)
     cells = _cells() if CONFIG.present else {}
+    os.environ.update(with_malloc(os.environ))  # of all processes that measure, ours and the peer's, as cells have it
     here = machine()
     if earlier is not None:
         check_machine(earlier, here, COMPARE.value)
-    with_peer = _with_peer(parts)
+    with_peer = {part: _with_peer(part) for part in parts}
 
     rows: list[Row] = []
     for part in parts:
-        rows += measure_part(part, REPEATS.value, with_peer)
+        rows += measure_part(part, REPEATS.value, with_peer[part])
     left_out = {}
     for name, (run, placement) in cells.items():
         try:
@@ -100,12 +103,14 @@ def _parts() -> list[str]:
     return list(dict.fromkeys(given))
 
 
-def _with_peer(parts: list[str]) -> bool:
-    if PEER.value == "none" or installed():
-        return PEER.value != "none"
+def _with_peer(part: str) -> bool:
+    """Whether a part is measured beside its peer, which for the step alone is PyTorch."""
+    if PEER.value == "none":
+        return False
+    if part != "step" or installed():
+        return True
     require(PEER.value == "auto", "--peer=torch: torch or transformers is not installed", EXTRA)
-    if "step" in parts:
-        print(f"PyTorch is not installed: ours alone is measured, without a ratio ({EXTRA})", file=sys.stderr)
+    print(f"PyTorch is not installed: our step alone is measured, without a ratio ({EXTRA})", file=sys.stderr)
     return False
 
 

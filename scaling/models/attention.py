@@ -1,8 +1,9 @@
-"""Causal self-attention with rotary positions and grouped queries: written out, and by the flash kernels of TPU, GPU.
+"""Causal self-attention with rotary positions and grouped queries: written out, and by kernels of TPU, GPU and CPU.
 
 `attention` is the one function of all of them. "plain" is the reference and runs everywhere; it holds the scores of all
-pairs of positions. "splash" (jax.experimental.pallas.ops.tpu.splash_attention) and "cudnn" (of
-jax.nn.dot_product_attention) make the softmax block by block (Dao et al. 2022): their memory is linear in the length.
+pairs of positions. "splash" (jax.experimental.pallas.ops.tpu.splash_attention), "cudnn" (of
+jax.nn.dot_product_attention) and, for a CPU, "blocks" (scaling.models.block_attention) make the softmax block by block
+(Dao et al. 2022): what they keep is linear in the length.
 
 With `layout.context` > 1 a sequence is cut over devices: each keeps its queries and gathers all keys and values, as
 Llama 3 was trained (Grattafiori et al. 2024, section 3.3.2). In natural order the last device would have nearly all the

@@ -1,9 +1,9 @@
 """Causal attention a block of queries at a time, for a CPU: nothing is computed of keys that all queries of a block
 would mask, and the scores, of which none is kept, stay in the processor's caches.
 
-As in FlashAttention (Dao et al. 2022, algorithms 1 and 4), the forward pass keeps of each row the logarithm of its sum
-of exponentials, and the backward pass computes the scores again. Unlike there, a block of queries takes all of its keys
-at once, so that a row's softmax needs no second look, and all is written as matrix products over batch and heads.
+As in FlashAttention-2 (Dao 2023, section 3.1), the forward pass keeps of each row the logarithm of its sum of
+exponentials, and the backward pass computes the scores again. Unlike there, a block of queries takes all of its keys at
+once, so that a row's softmax needs no second look, and all is written as matrix products over batch and heads.
 """
 
 from typing import Any
@@ -50,7 +50,8 @@ def _backward(kept: Kept, g_BxLxHxK: jax.Array) -> tuple[jax.Array, jax.Array, j
     q_BxGxRxLxK, k_BxGxLxK, v_BxGxLxK, out_BxLxHxK, log_sum_BxGxRxL = jax.lax.optimization_barrier(kept)
     G, L, K = k_BxGxLxK.shape[1:]
     dtype, scale = v_BxGxLxK.dtype, K**-0.5
-    # What softmax subtracts from the gradient of a row of weights: their mean, which is also g . out (ibid., eq. 4).
+    # What softmax subtracts from the gradient of a row of weights: their mean, which is also g . out (Dao et al. 2022,
+    # eq. 4).
     both_BxLxHxK = g_BxLxHxK.astype(jnp.float32) * out_BxLxHxK.astype(jnp.float32)
     mean_BxGxRxL = _by_heads(jnp.sum(both_BxLxHxK, axis=-1, keepdims=True), G)[..., 0]
     g_BxGxRxLxK = _by_heads(g_BxLxHxK, G)

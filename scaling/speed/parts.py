@@ -24,7 +24,7 @@ def machine() -> Machine:
 
 
 def measure_part(part: str, repeats: int, peer: bool) -> list[Row]:
-    """The rows of one of PARTS. peer: whether PyTorch is measured too."""
+    """The rows of one of PARTS. peer: whether PyTorch, or the sweep's loop, is measured too."""
     return _alone(part, _part, part, repeats, peer)
 
 

@@ -49,8 +49,9 @@ class Peer:
         return self._ask({"time": True})
 
     def _ask(self, request: dict[str, Any]) -> Any:
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended: so have its answers
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
         line = self._process.stdout.readline()
         require(bool(line), "the peer's process has ended; its error is above", "--peer=none measures ours alone")
         return parse_json(line, "the peer's process")["answer"]

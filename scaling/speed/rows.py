@@ -14,8 +14,8 @@ from typing import Any
 from scaling.errors import nearest
 from scaling.specs import LONG, from_dict, require, settle, shown
 
-LESS_IS_BETTER = ("ms", "s", "min", "GiB")
-MORE_IS_BETTER = ("tokens/s", "batches/s", "TFLOP/s", "share")
+LESS_IS_BETTER = ("ms", "s", "GiB")
+MORE_IS_BETTER = ("tokens/s", "share")
 _FAR = 1e-6  # a ratio in a file may be rounded, and no more
 
 Samples = tuple[tuple[float, float | None], ...]

@@ -7,6 +7,7 @@ warm start is what this project asks of it.
 """
 
 import contextlib
+import itertools
 import pathlib
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from scaling.sweeps.tasks import ROOT, cell_environment
 
 CONFIG = "experiments/configs/one.py"
 ASKED_SECONDS = 5.0
+NOT_INHERITED = ("PYTHONDONTWRITEBYTECODE", "SCALING_COMPILATIONS")
 
 
 def measure(repeats: int, peer: bool, say: Callable[[str], None]) -> list[Row]:
@@ -28,7 +30,7 @@ def measure(repeats: int, peer: bool, say: Callable[[str], None]) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         root = pathlib.Path(name)
         environment = as_a_user(root)
-        numbers = iter(range(10**6))
+        numbers = itertools.count()
 
         def seconds(kept: pathlib.Path) -> float:
             return first_step_seconds(root / f"run{next(numbers)}", kept, environment)
@@ -45,8 +47,9 @@ def measure(repeats: int, peer: bool, say: Callable[[str], None]) -> list[Row]:
 
 
 def as_a_user(root: pathlib.Path) -> dict[str, str]:
-    """This process's environment, but that modules are compiled to bytecode, under `root`."""
-    inherited = {name: value for name, value in cell_environment().items() if name != "PYTHONDONTWRITEBYTECODE"}
+    """This process's environment, but that modules are compiled to bytecode, under `root`, and that programs which the
+    user keeps from elsewhere are not found."""
+    inherited = {name: value for name, value in cell_environment().items() if name not in NOT_INHERITED}
     return {**inherited, "PYTHONPYCACHEPREFIX": str(root / "bytecode")}
 
 

@@ -3,9 +3,10 @@
 Ours is the command as a user starts it: a worker a core, each with the programs of the sizes that it has met. The
 yardstick is a loop in a shell: `experiments.cell` for one cell after the other, each a process of its own with all
 cores, that compiles for itself; at the end `experiments.sweep`, which then finds all cells of the grid done, trains the
-predicted one in the same way, and reports. Nothing is compiled before, on either side, and the text is tokenised.
+one that its own law predicts, in a process with all cores too, and reports. Nothing is compiled before, on either side,
+and the text is tokenised.
 
-Both train the same cells to the same losses: `apart` says how far they are from each other.
+Both train the same grid to the same losses: `apart` says how far they are from each other.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from scaling.specs import require
 from scaling.speed.rows import Row, row_of
 from scaling.speed.start import as_a_user, first_step_seconds
 from scaling.sweeps.tasks import ROOT, read_result
-from scaling.sweeps.workdir import read_sweep, run_directory
+from scaling.sweeps.workdir import read_sweep, run_directory, save_sweep
 from scaling.training.records import attempt_folder
 
 CONFIG = "experiments/configs/laptop.py"
@@ -109,13 +110,13 @@ def one_after_the_other(
 ) -> Finished:
     """The same cells, each in a process that has all cores and compiles for itself, and then the report.
 
-    like: a sweep of these cells, whose sweep.json says which they are.
+    like: a sweep of the same grid, whose sweep.json says which its cells are. The cell that it has predicted is left
+    out: from losses that are a rounding apart, this one may predict another, and would train both.
     """
     sweep = read_sweep(like)
-    workdir.mkdir()
-    (workdir / "sweep.json").write_bytes((like / "sweep.json").read_bytes())
+    save_sweep(workdir, dataclasses.replace(sweep, cells=sweep.grid))
     began, started = time.time(), time.perf_counter()
-    for number, cell in enumerate(sweep.cells):
+    for number, cell in enumerate(sweep.grid):
         kept = f"--compilations={workdir / f'compiled{number}'}"
         _run(_module("experiments.cell", workdir, [f"--cell={cell.id}", kept]), environment)
     _run(_module("experiments.sweep", workdir, [*asked, "--workers=1"]), environment)
@@ -160,8 +161,8 @@ def words(parts: Breakdown, seconds: float) -> str:
 
 
 def apart(one: pathlib.Path, other: pathlib.Path) -> float:
-    """How far the losses of two sweeps are apart, at most, as a share. Raises InputError beyond MOST_APART."""
-    cells = read_sweep(one).cells
+    """How far the losses of two sweeps of one grid are apart at most, a share. Raises InputError beyond MOST_APART."""
+    cells = read_sweep(one).grid
     losses = [[read_result(run_directory(sweep, cell.id))["loss"] for cell in cells] for sweep in (one, other)]
     most = max(abs(a / b - 1) for a, b in zip(*losses, strict=True))
     require(most <= MOST_APART, f"the losses are {most:.2%} apart", f"they may be {MOST_APART:.0%}")

@@ -304,11 +304,12 @@ def _shares(workers: int | None, width: int = 1) -> list[Share]:
 
     On a CPU its cores, all of them dealt out, one a worker by default: at sizes where a matrix product does not fill
     two cores, two one-thread processes do nearly twice the work of one process with two threads. Of accelerators
-    `width` each (scaling.sweeps.packing). Workers that outnumber the cores share them.
+    `width` each (scaling.sweeps.packing); where a process cannot be shown some of them alone, one worker has all.
+    Workers that outnumber the cores share them.
     """
     platform, devices = devices_here()
     if platform != "cpu":
-        held = packing.groups(devices, width, workers)
+        held = packing.groups(devices, width, workers if platform in packing.DEALT else 1)
         return [Share("", packing.visible(platform, group, devices, os.environ)) for group in held]
     cores = _cores()
     workers = workers or len(cores)

@@ -152,8 +152,7 @@ def _submit(
         folder, first = workdir / "slurm" / f"scaling-{uuid.uuid4().hex[:12]}", tasks[part[0]]
         write_json(folder / "submission.json", {"runs": [tasks[i].run for i in part]})
         write_text(folder / "job.sh", job_script(workdir, folder, first, way))
-        after = [f"dependency=afterany:{before}"] if before else []
-        before = _sbatch(sbatch_command(folder, len(part), first.processes, way, after))
+        before = _sbatch(sbatch_command(folder, len(part), first.processes, way, before))
         numbers.append(before)
         watched |= {i: Watched(tasks[i], folder, index) for index, i in enumerate(part)}
     return watched, numbers
@@ -170,16 +169,19 @@ def job_script(workdir: pathlib.Path, folder: pathlib.Path, task: Task, way: Way
     return f"#!/bin/sh\nexec {shlex.join(job)}\n"
 
 
-def sbatch_command(folder: pathlib.Path, count: int, processes: int, way: Way, more: Sequence[str] = ()) -> list[str]:
+def sbatch_command(folder: pathlib.Path, count: int, processes: int, way: Way, jobs: str = "") -> list[str]:
     """How an array of so many cells is submitted. Options of the way come last: SLURM takes the last of two.
 
-    Raises InputError for one that is ours to set.
+    jobs: the numbers, between colons, of those that have to end before, besides what the way says of that. Raises
+    InputError for an option that is ours to set.
     """
     for option in way.sbatch:
         name = option.partition("=")[0]
         require(name not in OURS, f"--sbatch={option}: the launcher sets {name} itself", "leave it out")
     at_a_time = f"%{way.workers}" if way.workers else ""
     log = str(folder).replace("%", "%%") + "/%a.log"
+    theirs = [option.partition("=")[2] for option in way.sbatch if option.startswith("dependency=")]
+    before = [f"--dependency={','.join([f'afterany:{jobs}', *theirs])}"] if jobs else []
     return [
         "sbatch",
         "--parsable",
@@ -190,7 +192,8 @@ def sbatch_command(folder: pathlib.Path, count: int, processes: int, way: Way, m
         f"--signal=B:TERM@{WARNING_SECONDS}",
         f"--output={log}",
         "--open-mode=append",
-        *(f"--{option}" for option in (*more, *way.sbatch)),
+        *(f"--{option}" for option in way.sbatch),
+        *before,
         str(folder / "job.sh"),
     ]
 

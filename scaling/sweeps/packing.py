@@ -17,6 +17,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 from scaling.parallel.topology import Topology, parse_topology
 
+DEALT = ("gpu", "tpu")  # platforms of which `visible` can show a process some devices alone
 FIRST_PORT = 8476  # libtpu's own; each process of a host needs another
 Times = Mapping[int, float]  # seconds of a cell, by the devices that it is given
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from scaling.errors import SOON, InputError, nearest
 from scaling.files import read_json, write_json
+from scaling.parallel.xla_flags import with_malloc
 from scaling.runs import Placement, run_to_dict
 from scaling.specs import require, to_dict
 from scaling.sweeps.cells import Cell
@@ -90,7 +91,7 @@ Engine = Callable[[pathlib.Path, Sequence[Task], Way, OnEvent], bool]
 
 def make_task(workdir: pathlib.Path, cell: Cell, placement: Placement, way: Way) -> Task:
     """The task of a cell. Raises InputError if its devices cannot be dealt out among processes of so many each."""
-    placement = way.planned[cell.id].placement if cell.id in way.planned else placement
+    placement = placement_of(cell, placement, way)
     each = way.devices_per_process or placement.devices
     require(
         placement.devices % each == 0,
@@ -99,6 +100,11 @@ def make_task(workdir: pathlib.Path, cell: Cell, placement: Placement, way: Way)
     directory = run_directory(workdir, cell.id)
     devices = placement.devices
     return Task(cell.id, directory, cell.flops, cell.run.steps, devices // each, devices=devices)
+
+
+def placement_of(cell: Cell, placement: Placement, way: Way) -> Placement:
+    """Where a cell goes: as it is planned, or else to the placement of its sweep."""
+    return way.planned[cell.id].placement if cell.id in way.planned else placement
 
 
 def waits(task: Task, left: Container[str]) -> bool:
@@ -114,18 +120,23 @@ def cell_of(sweep: Sweep, run: str) -> Cell:
 
 
 def cell_item(workdir: pathlib.Path, cell: Cell, sweep: Sweep, way: Way) -> dict[str, Any]:
-    """All that a process needs to know to train a cell, as JSON: see `scaling.sweeps.one_cell.train_cell`."""
-    planned = way.planned.get(cell.id)
+    """All that a process needs to know to train a cell, as JSON: see `scaling.sweeps.one_cell.train_cell`.
+
+    A fork that is placed otherwise than its trunk, which a plan of some cells may do, is none of its forks: their
+    layouts, and so their bits, may differ.
+    """
+    planned, placement = way.planned.get(cell.id), placement_of(cell, sweep.config.placement, way)
     item = {
         "directory": str(run_directory(workdir, cell.id)),
         "run": run_to_dict(cell.run),
         "stores": [sweep.stores[name] for name in cell.run.stores],
-        "placement": to_dict(sweep.config.placement if planned is None else planned.placement),
+        "placement": to_dict(placement),
         "trackers": list(way.trackers),
         "profile_steps": way.profile_steps,
         "care": way.care.text(),
     }
-    if forks := forks_of(sweep.config, sweep.cells, cell):
+    forks = forks_of(sweep.config, sweep.cells, cell)
+    if forks := [fork for fork in forks if placement_of(fork, sweep.config.placement, way) == placement]:
         item["forks"] = [
             {"run": run_to_dict(fork.run), "directory": str(run_directory(workdir, fork.id))} for fork in forks
         ]
@@ -153,8 +164,9 @@ def cell_command(workdir: pathlib.Path, run: str, way: Way) -> list[str]:
 
 
 def cell_environment() -> dict[str, str]:
-    """This process's environment, in which `cell_command` finds this package."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
+    """This process's environment, in which `cell_command` finds this package and memory in large pages."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return with_malloc({**os.environ, "PYTHONPATH": path})
 
 
 def pause(tries: int, elsewhere: bool = False) -> float:
@@ -171,7 +183,9 @@ def outcome(directory: pathlib.Path, code: int) -> Event:
         return {"event": "done"}
     claim = read_claim(directory)
     ended = _outcome_of(directory, claim)
-    if code == 75 and (ended in ("stopped", "lost") or (ended is None and seems_alive(claim, float("inf")))):
+    # Of a fork that found its trunk at it, the last attempt may be the trunk's, handed over since.
+    orderly = ("stopped", "lost", "handed_over")
+    if code == 75 and (ended in orderly or (ended is None and seems_alive(claim, float("inf")))):
         return {"event": "stopped"}
     failure = read_failure(directory)
     # Of several processes, the code may be that of one which was ended because another had failed, and left word.

@@ -14,7 +14,8 @@ def keep_compilations(directory: str | os.PathLike[str]) -> None:
     Entries are found again by a hash of program, compiler, options and devices, wherever the directory is moved or
     copied to: autotuning of GPUs, for which jax 0.10 puts the place into the options and so into the hash, keeps no
     files of its own there, and is kept as a part of what was compiled. Two processes may write at once, and a damaged
-    entry, which zlib's checksum tells, is compiled again, with a warning. Each kind of processor has a folder of its
+    entry, which zlib's checksum tells, is compiled again, with a warning; where Python or the package `zstandard` has
+    Zstandard, jax compresses with that, and relies on its own format alone. Each kind of processor has a folder of its
     own: code for a CPU is made for what that one can do, which jax's hash does not tell, and a shared disk may serve
     several. Whoever can write there can make this process run their code: it is for directories of the user's own.
     """

@@ -23,7 +23,7 @@ def row_multiple(placement: Placement) -> int:
     return placement.microbatch if placement.stage > 1 and placement.microbatch else placement.batch_shards
 
 
-def rows_at_a_time(windows: int, length: int, shards: int, platform: str = "gpu") -> int:
+def rows_at_a_time(windows: int, length: int, shards: int, platform: str) -> int:
     """Windows evaluated together: at most the tokens of TOKENS_AT_A_TIME, in a multiple of `shards` (`row_multiple`).
 
     platform: of the devices, as jax names it ("cpu", "gpu", "tpu").

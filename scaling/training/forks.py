@@ -36,6 +36,7 @@ from scaling.training.schedules import check_fork, fork_step
 from scaling.training.step import State
 
 Fork = tuple[Run, pathlib.Path]  # and its directory
+OVERTAKEN = "it has come as far by itself"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _hand_over(
         def begin() -> int | str:
             """The number of the attempt, its metrics written; or why it is not to be."""
             if not _is_wanted(prefix.run, directory):
-                return "it has come as far without"
+                return OVERTAKEN
             make_directory(directory)
             try:
                 held = claims.take_patiently(directory, stale_seconds)
@@ -160,6 +161,8 @@ def _hand_over(
                 return str(error)
             held.counted.append(lambda: {"wall_seconds": 0.0})  # the time is the trunk's
             held_here.enter_context(held.beating())
+            if not _is_wanted(prefix.run, directory):  # by the one that was at it until now
+                return OVERTAKEN
             write_json(directory / "run.json", run_to_dict(prefix.run))
             told.update(attempt=held.attempt, host=socket.gethostname(), pid=os.getpid(), time=time.time())
             told.update(outcome=None, trunk=trunk, step=step)

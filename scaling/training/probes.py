@@ -34,7 +34,7 @@ from scaling.parallel.topology import parse_topology
 from scaling.runs import MAIN_SPLIT, Placement, Run, run_id
 from scaling.specs import require
 from scaling.training.divergence import History, after, divergence
-from scaling.training.evaluation import evaluate, rows_at_a_time
+from scaling.training.evaluation import evaluate, rows_of
 from scaling.training.log_line import device_bytes
 from scaling.training.planned import chip_of
 from scaling.training.preflight import check_vocabulary
@@ -241,7 +241,7 @@ def _evaluated(program: Program, run: Run, trained: Trained, p: int, windows_WxM
         trained.state.params,
         program.abstract_state.params,
     )
-    rows = rows_at_a_time(len(windows_WxM), run.data.sequence_length, 1)
+    rows = rows_of(run, ONE_DEVICE, program)
     loss, stderr = evaluate(program.window_losses, own, windows_WxM, rows, batch_sharding(program.mesh))
     reason = "" if math.isfinite(loss) else f"its held-out loss is {loss}"
     return Probe(run, loss, stderr, width, reason)

@@ -313,6 +313,14 @@ def test_forks_wait_for_trunks_that_an_earlier_launcher_submitted(slurm, workdir
     assert asked == "squeue -h --name=scaling-before -o %F"
 
 
+def test_forks_wait_for_what_they_are_told_to_besides(slurm, workdir):
+    """SLURM takes the last of two options, and would start them beside their trunks."""
+    on_slurm._submit_all(workdir, forked(workdir)[::2], {}, Way(sbatch=("dependency=afterok:5", "qos=low")))
+    trunks, forks = [line.split() for line in calls(slurm, "sbatch")]
+    last = [[part for part in line if part.startswith("--dependency")][-1] for line in (trunks, forks)]
+    assert last == ["--dependency=afterok:5", "--dependency=afterany:17,afterok:5"]
+
+
 def test_a_fork_that_was_handed_over_waits_for_nobody(slurm, workdir):
     tasks = forked(workdir)[::2]
     (workdir / "runs" / "c" / "checkpoints" / "80-1").mkdir(parents=True)

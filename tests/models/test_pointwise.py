@@ -71,8 +71,26 @@ def test_what_is_kept_for_the_backward_pass():
         assert sum(kept) <= X.size + 2 * X.size // 24 + 48
 
 
+@pytest.mark.parametrize("width", [16, 24, 40])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, ROUNDED), (jnp.bfloat16, 2**-7)])
-def test_a_product_and_its_gradients_are_those_of_matmul(dtype, tolerance):
-    """Of bf16 to a unit of its last bit: jax's own may round sums on the way."""
-    x, w = jnp.asarray(X, dtype), jnp.asarray(np.random.default_rng(2).standard_normal((24, 24)), dtype)
-    check(both(product, x, w), both(jnp.matmul, x, w), tolerance)
+def test_a_product_and_its_gradients_are_those_of_matmul(dtype, tolerance, width):
+    """To a narrower and to a wider array. Of bf16 to a unit of its last bit: jax's own may round sums on the way."""
+    w = jnp.asarray(np.random.default_rng(2).standard_normal((24, width)), dtype)
+    along = np.random.default_rng(3).standard_normal((*X.shape[:2], width))
+    check(*(both(f, jnp.asarray(X, dtype), w, along=along) for f in (product, jnp.matmul)), tolerance)
+
+
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1), (1, 8, 8), (7, 5, 3), (64, 16, 64), (64, 64, 16), (511, 33, 129)], ids=str
+)
+def test_products_of_any_size_in_bf16(sizes):
+    """XLA's CPU compiler keeps a product in bf16 if its library has it; one that another pass then turns into a product
+    that the library has not, as it does a transposed result, ends the step with "BF16 x BF16 = F32"."""
+    T, D, F = sizes
+    rng = np.random.default_rng(T)
+    x, w, along = (rng.standard_normal(shape).astype(jnp.bfloat16) for shape in ((1, T, D), (D, F), (1, T, F)))
+    got = jax.jit(lambda *args: both(product, *args, along=along))(x, w)
+    wide_x, wide_w, wide_along = (t.astype(np.float64) for t in (x[0], w, along[0]))
+    expected = wide_x @ wide_w, (wide_along @ wide_w.T), wide_x.T @ wide_along
+    for a, b in zip(got, expected, strict=True):  # sums in fp32, rounded once to 8 bits
+        np.testing.assert_allclose(np.asarray(a, np.float64).reshape(b.shape), b, rtol=2**-8, atol=1e-5)

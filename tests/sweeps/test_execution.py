@@ -209,6 +209,7 @@ def attempt(directory, **fields):
         (-9, {"event": "done"}, {"result": True}),
         (75, {"event": "stopped"}, {"outcome": "stopped"}),
         (75, {"event": "stopped"}, {"outcome": "lost", "failure": ("killed", "of before")}),
+        (75, {"event": "stopped"}, {"outcome": "handed_over"}),  # by a trunk that still had the claim
         (75, {"kind": "disk_full", "retry": "soon"}, {"outcome": "failed", "failure": ("disk_full", "x")}),
         (3, {"kind": "diverged", "retry": "never"}, {"outcome": "failed", "failure": ("diverged", "x")}),
         (137, {"kind": "diverged", "retry": "never"}, {"outcome": "failed", "failure": ("diverged", "x")}),

@@ -11,6 +11,7 @@ from scaling.errors import InputError
 from scaling.files import write_json
 from scaling.models.counts import counts
 from scaling.parallel.topology import parse_topology
+from scaling.runs import Placement
 from scaling.sweeps import execution, launch
 from scaling.sweeps.cells import Cell
 from scaling.sweeps.execution import execute
@@ -23,6 +24,7 @@ from scaling.sweeps.status import notes, status_rows, time_left
 from scaling.sweeps.tasks import Task, Way, cell_item, waits
 from scaling.sweeps.vary import over
 from scaling.sweeps.workdir import read_sweep, run_directory, write_sweep
+from scaling.training.planned import Planned
 
 BUDGETS = (2e10, 3e10, 5e10)
 FORKED = {"recipe": "small_wsd", "sweep__schedule": "forked", "grid__budgets": BUDGETS}
@@ -231,6 +233,18 @@ def test_a_trunk_is_told_its_forks(sweep, tmp_path):
     item = cell_item(tmp_path, group.trunk, sweep, Way())
     assert [fork["directory"] for fork in item["forks"]] == [str(tmp_path / "runs" / fork.id) for fork in group.forks]
     assert "forks" not in cell_item(tmp_path, group.forks[0], sweep, Way())
+
+
+def test_a_fork_that_is_placed_otherwise_is_none_of_its_trunk(sweep, tmp_path):
+    """By a plan of some cells: it could not read a checkpoint of another layout."""
+    group = groups(sweep.config, sweep.cells)[0]
+    topology = parse_topology("v5e:1x1")
+    planned = {
+        cell.id: Planned(cell.run, Placement(scan_layers=False), "", topology, 1.0, None)
+        for cell in (group.trunk, group.forks[1])
+    }
+    item = cell_item(tmp_path, group.trunk, sweep, Way(planned=planned))
+    assert [fork["directory"] for fork in item["forks"]] == [str(tmp_path / "runs" / group.forks[1].id)]
 
 
 @pytest.fixture

@@ -161,6 +161,12 @@ def test_each_worker_has_accelerators_of_its_own(monkeypatch):
     assert {share.cores for share in launch._shares(None)} == {""}
 
 
+def test_devices_that_cannot_be_dealt_out_have_one_worker(monkeypatch):
+    """Of a platform without a variable for it: two processes would take hold of the same devices."""
+    monkeypatch.setattr(launch, "devices_here", lambda: ("neuron", 8))
+    assert launch._shares(None, width=1) == launch._shares(3, width=2) == [launch.Share("", {})]
+
+
 def test_a_worker_is_told_its_devices(monkeypatch, tmp_path):
     started = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: started.append(options["env"]))

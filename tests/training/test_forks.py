@@ -1,6 +1,7 @@
 """A fork resumed from its trunk is the run from scratch, to the bit, whatever becomes of the trunk on the way."""
 
 import dataclasses
+import itertools
 import shutil
 
 import pytest
@@ -11,7 +12,9 @@ from scaling.files import read_json
 from scaling.runs import OptimizerSpec, ScheduleSpec, run_id
 from scaling.training import forks, trainer
 from scaling.training.attempts import begun
-from scaling.training.claims import read_claim
+from scaling.training.care import Care
+from scaling.training.checkpoint_folders import UNFINISHED
+from scaling.training.claims import Held, read_claim
 from scaling.training.divergence import History
 from scaling.training.loop import train
 from scaling.training.records import read_lines, records_of, saved_step
@@ -53,9 +56,9 @@ def train_trunk(trunk, shorter, stores, root, **options):
     return train(trunk, PLAIN, stores, directory_of(root, trunk), forks=asked, **options)
 
 
-def assert_all_as_alone(trunk, shorter, stores, root, alone):
+def assert_all_as_alone(trunk, shorter, stores, root, alone, **options):
     for each in (trunk, *shorter):
-        train(each, PLAIN, stores, directory_of(root, each))
+        train(each, PLAIN, stores, directory_of(root, each), **options)
         assert_same_training(each, directory_of(root, each), directory_of(alone, each))
 
 
@@ -116,41 +119,62 @@ class Killed(BaseException):
     """As kill -9 for what is on the disk: nothing is caught, and nothing more is written by the step under way."""
 
 
+def half_saved(checkpoints, step, state, progress):
+    """A save that a kill cuts short: of what it would write there is a part, under the name that saves begin with."""
+    (checkpoints._directory / f"{step}-{checkpoints._attempt}{UNFINISHED}" / "state").mkdir(parents=True)
+    raise Killed
+
+
+# From the hand-over on, at which call of what; and how many attempts at the fork the trunk then needs in all.
 KILLED_AT = {
-    "before anything is written": (forks.claims, "take_patiently"),
-    "before its metrics": (forks.records, "line_of"),
-    "before the checkpoint": (forks.Checkpoints, "save"),
-    "before the checkpoint is whole": (forks.Checkpoints, "wait"),
-    "after the checkpoint": (forks.Checkpoints, "_prune"),
+    "before the claim": (forks.claims, "take_patiently", 1, 1),
+    "before its metrics": (forks, "write_text", 1, 2),
+    "before the checkpoint": (forks.Checkpoints, "save", 1, 2),
+    "in the midst of the checkpoint": (forks.Checkpoints, "save", half_saved, 2),
+    "after the checkpoint": (forks, "write_json", 3, 1),
 }
 
 
 @pytest.mark.parametrize("where", KILLED_AT)
 def test_a_kill_in_the_midst_of_the_hand_over(trunk, shorter, stores, alone, tmp_path, monkeypatch, where):
-    """The trunk had saved two steps before. Started again it hands over, where that was not done yet."""
-    handing, name = [], KILLED_AT[where]
-    real_hand_over, real = forks._hand_over, getattr(*name)
+    """The trunk had saved two steps before, and no claim is let go. Started again, once its claims are stale, it hands
+    over where that was not done yet."""
+    owner, name, when, attempts = KILLED_AT[where]
+    handing, calls = [], itertools.count(1)
+    real_hand_over, real, real_release = forks._hand_over, getattr(owner, name), Held.release
 
     def hand_over(*arguments):
         handing.append(arguments)
         return real_hand_over(*arguments)
 
     def killed(*arguments, **options):
-        if handing:
+        if handing and callable(when):
+            return when(*arguments, **options)
+        if handing and next(calls) == when:
             raise Killed
         return real(*arguments, **options)
 
+    def release(held):
+        if handing:
+            held._ended.set()  # its heartbeats end, as with the process
+        else:
+            real_release(held)
+
+    soon_stale = Care(stale_seconds=0.4)
     with monkeypatch.context() as patch:
         patch.setattr(forks, "_hand_over", hand_over)
-        patch.setattr(*name, killed)
-        with pytest.raises((StoppedError, Killed)):
+        patch.setattr(owner, name, killed)
+        patch.setattr(Held, "release", release)
+        with pytest.raises(StoppedError):
             train_trunk(trunk, shorter, stores, tmp_path, stopping=stop_after(3))
         with pytest.raises(Killed):
             train_trunk(trunk, shorter, stores, tmp_path)
-    train_trunk(trunk, shorter, stores, tmp_path)
+    train_trunk(trunk, shorter, stores, tmp_path, care=soon_stale)
     assert [saved_step(directory_of(tmp_path, fork)) for fork in shorter] == [5, 9]
-    assert_all_as_alone(trunk, shorter, stores, tmp_path, alone)
-    assert [own_steps(tmp_path, fork)[1] for fork in shorter] == [5, 9]
+    folders = [path.name for path in directory_of(tmp_path, shorter[0]).glob("attempts/*")]
+    assert sorted(folders) == [str(number) for number in range(1, attempts + 1)]
+    assert_all_as_alone(trunk, shorter, stores, tmp_path, alone, care=soon_stale)
+    assert [own_steps(tmp_path, fork) for fork in shorter] == [(2, 5), (3, 9)]
 
 
 def test_a_trunk_that_saves_all_steps(trunk, shorter, stores, alone, tmp_path):
@@ -187,6 +211,28 @@ def test_forks_that_are_done_further_or_at_work_are_left_alone(trunk, shorter, s
     assert any(run_id(second) in line and "another process is training this run" in line for line in said)
     assert saved_step(directory_of(tmp_path, second)) == 0
     assert_all_as_alone(trunk, shorter, stores, tmp_path, alone)
+
+
+def test_a_fork_that_ends_while_the_trunk_waits_for_it_is_left_alone(
+    trunk, shorter, stores, alone, tmp_path, monkeypatch, snapshot_of
+):
+    """As where the claim of its process seemed to be stale, and was let go with the result."""
+    fork, said = shorter[0], []
+    directory, real = directory_of(tmp_path, fork), forks.claims.take_patiently
+
+    def take_patiently(where, stale_seconds):
+        if where == directory:
+            shutil.copytree(directory_of(alone, fork), directory, dirs_exist_ok=True)
+            before.update(snapshot_of(directory))
+        return real(where, stale_seconds)
+
+    before = {}
+    monkeypatch.setattr(forks.claims, "take_patiently", take_patiently)
+    train_trunk(trunk, shorter, stores, tmp_path, say=said.append)
+    after = snapshot_of(directory)
+    assert {path for path in before | after if before.get(path) != after.get(path)} == {directory / "claim.json"}
+    assert read_claim(directory).released
+    assert any(run_id(fork) in line and "it has come as far by itself" in line for line in said)
 
 
 @pytest.fixture

@@ -250,4 +250,10 @@ def test_the_parts_that_evaluated_windows_fill(placement, multiple):
     [(10, 16, 1, 10), (10, 16, 8, 16), (512, 64, 1, 512), (4096, 64, 1, 1024), (100, 2048, 8, 32), (9, 10**6, 2, 2)],
 )
 def test_windows_at_a_time(windows, length, shards, rows):
-    assert rows_at_a_time(windows, length, shards) == rows
+    assert rows_at_a_time(windows, length, shards, "gpu") == rows
+    assert rows_at_a_time(windows, length, shards, "tpu") == rows
+
+
+@pytest.mark.parametrize(("windows", "length", "shards", "rows"), [(512, 64, 1, 32), (10, 64, 1, 10), (9, 4096, 2, 2)])
+def test_windows_at_a_time_on_a_cpu(windows, length, shards, rows):
+    assert rows_at_a_time(windows, length, shards, "cpu") == rows
