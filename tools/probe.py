@@ -6,7 +6,7 @@ python -m tools.probe --config=experiments/configs/one.py --config.size=2e4 --se
 Each size and duration of a sweep's config, or the run of a config of one run, is trained at each multiple of its
 recipe's peak rate and with each seed, on all devices of this machine. Writes OUT/probes.csv, a row a probe, and prints
 the best rate of each size, where the rates bracket it, with its interval. Then tools.tune --runs=OUT/probes.csv fits a
-rule to them. What is in the file is not tried again: with more rates, the same command adds them.
+rule to them. The same command with more rates, or with more seeds, adds those that the file does not have.
 
 A probe's loss is that of its run within rounding, and it is no cell of a sweep: nothing reads it but tools.tune.
 """

@@ -1,9 +1,8 @@
 """The peer: the same training step by transformers' GPT-2 on PyTorch, in a process of its own.
 
 It is asked through a pipe, so that the two libraries never share a process: each then has its own thread pool, and the
-one whose turn it is not sleeps in a read. In one process both lose: at d 128 in fp32 on two cores, ours 5 % and theirs
-7 %, as the pool that waits still spins for a while. PyTorch comes with the extra `benchmark`; only this module's
-process imports it.
+one whose turn it is not sleeps in a read. In one process the pool that waits still spins for a while, beside the other
+(docs/speed.md). PyTorch comes with the extra `benchmark`; only this module's process imports it.
 
 A peer is as good as its options: for a shape and a precision it is built with each of OPTIONS in turn, and the fastest
 is kept. That takes one thing at a time, from what usually wins: attention, then the optimizer's kernel, then
