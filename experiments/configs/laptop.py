@@ -2,7 +2,7 @@
 
 python -m experiments.sweep --config=experiments/configs/laptop.py --workdir=runs/demo
 
-Or `make demo`. Expected: about 8 minutes on 2 cores; a U with its minimum inside at every budget, N* from about 25k at
+Or `make demo`. Expected: about 3 minutes on 2 cores; a U with its minimum inside at every budget, N* from about 25k at
 1.3e11 FLOPs to about 100k at 1.2e12.
 """
 
